@@ -1,0 +1,158 @@
+"""The agent that descends a hyper-gradient: nearly all agents are this one with other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym import checkpoint
+from bilevel_gym.agents.progress import Progress
+from bilevel_gym.envs import BilevelEnv
+from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
+from bilevel_gym.types import Estimator, Hypergradient
+
+__all__ = ["Callback", "HypergradientAgent", "Optimizer"]
+
+Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+"""What makes an optimizer of x, such as ``functools.partial(torch.optim.SGD, lr=8e-3)``."""
+
+Callback = Callable[["HypergradientAgent", Mapping[str, float]], bool | None]
+"""Called after each upper step with the agent and its metrics; returning False ends the training."""
+
+
+class HypergradientAgent:
+    """x ← Π_X( x − β ∇̂φ(x) ), then ``env.step(x)``.
+
+    The parts are independent: an estimator says what ∇̂φ is, a torch optimizer how it is descended, the environment how the follower
+    answers. The environment may be wrapped, as long as each x reaches it unchanged.
+
+    Args:
+        env: an outer environment, or wrappers around one.
+        estimator: how ∇φ is estimated.
+        optimizer: what makes a torch optimizer of x.
+        updates_per_step: updates of x between two steps of the environment; each estimates anew at the current x, the response stays.
+        warmup_updates: further updates before the first step, such as epochs over the first pairs.
+
+    Raises:
+        UnsupportedProblem: the estimator does not fit the problem; the message names the reason.
+        InvalidProblem: a count that is not positive, or an environment that is not a bilevel one.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], estimator: Estimator, optimizer: Optimizer, *, updates_per_step: int = 1, warmup_updates: int = 0) -> None:
+        bilevel = env.unwrapped
+        if not isinstance(bilevel, BilevelEnv):
+            raise InvalidProblem(f"the environment is a {type(bilevel).__name__}, not a bilevel one: a hyper-gradient needs its problem; make it with gym.make('bilevel/…')")
+        if reason := estimator.supports(bilevel.problem):
+            raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
+        if updates_per_step < 1 or warmup_updates < 0:
+            raise InvalidProblem(f"updates_per_step is {updates_per_step} and warmup_updates {warmup_updates}: at least 1 and 0")
+        self.env, self.bilevel = env, bilevel
+        self.estimator = estimator
+        self.updates_per_step, self.warmup_updates = updates_per_step, warmup_updates
+        self.x_updates = 0
+        self.hypergradient: Hypergradient | None = None
+        self.x = torch.zeros(bilevel.problem.dimension, dtype=bilevel.problem.reward.dtype, device=bilevel.problem.reward.device)
+        low, high = bilevel.problem.reward.bounds
+        self._low, self._high = (torch.as_tensor(side, dtype=self.x.dtype, device=self.x.device) for side in (low, high))
+        self.optimizer = optimizer([self.x])
+        self._estimator_state: Any = None
+
+    @torch.no_grad()
+    def act(self, observation: Any = None, info: Mapping[str, Any] | None = None) -> np.ndarray:
+        """The next x, from where the environment stands; the environment must have been reset.
+
+        Args:
+            observation: not read, the estimator asks the environment's oracle.
+            info: not read.
+
+        Returns:
+            [D], inside the action space.
+
+        Raises:
+            InvalidAction: the estimate has a NaN or an infinity; x is as it was.
+        """
+        bilevel = self.bilevel
+        if bilevel.x is None:
+            raise gym.error.ResetNeeded("call env.reset() before agent.act()")
+        oracle, response, evaluation = bilevel.oracle, bilevel.response, bilevel.evaluation
+        if self._estimator_state is None:
+            self._estimator_state = (self.estimator.init(oracle),)
+        self.x.copy_(bilevel.x)
+        for _ in range(self.updates_per_step + (self.warmup_updates if self.x_updates == 0 else 0)):
+            self.hypergradient, after = self.estimator(oracle, self.x, response, evaluation, self._estimator_state[0])
+            if not bool(self.hypergradient.value.isfinite().all()):
+                raise InvalidAction("the hyper-gradient is not finite: lower the learning rate or raise the temperature; x was left as it was")
+            self._estimator_state = (after,)
+            self.x.grad = self.hypergradient.value
+            self.optimizer.step()
+            self.x.clamp_(self._low, self._high)
+            self.x_updates += 1
+        x: np.ndarray = self.x.cpu().numpy().copy()
+        return x
+
+    def learn(self, total_steps: int, callback: Callback | None = None, progress_bar: bool = False) -> HypergradientAgent:
+        """Train for a number of upper steps, from where the environment stands (it is reset where it never was).
+
+        Args:
+            total_steps: steps of the environment.
+            callback: called after each.
+            progress_bar: whether to show one, with the objective.
+
+        Returns:
+            the agent.
+
+        Raises:
+            InvalidAction: a wrapper has changed x on its way to the environment.
+        """
+        here = self.bilevel.x
+        if here is None:
+            self.env.reset()
+        else:
+            self.env.reset(options={"x": here, "keep": True})
+        with Progress(total_steps, shown=progress_bar) as progress:
+            for _ in range(total_steps):
+                x = self.act()
+                _, _, terminated, truncated, info = self.env.step(x)
+                assert self.bilevel.x is not None
+                if not torch.equal(self.bilevel.x, self.x):
+                    raise InvalidAction("the environment did not receive the x that the agent sent: a wrapper changes actions; take it away, or use an agent that acts through it")
+                if terminated or truncated:
+                    self.env.reset(options={"x": self.bilevel.x, "keep": True})
+                progress.advance(info)
+                if callback is not None and callback(self, self._metrics(info)) is False:
+                    break
+        return self
+
+    def get_state(self) -> dict[str, Any]:
+        """Optimizer, estimator state and counters as plain data; the environment's state is its own."""
+        return {
+            "estimator": type(self.estimator).__name__,
+            "dimension": self.x.numel(),
+            "x_updates": self.x_updates,
+            "optimizer": checkpoint.pack(self.optimizer.state_dict()),
+            "estimator_state": checkpoint.pack(self._estimator_state),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``get_state`` returned.
+
+        Raises:
+            CheckpointError: the state is of another estimator or dimension; nothing has changed.
+        """
+        mine = (type(self.estimator).__name__, self.x.numel())
+        if (state["estimator"], state["dimension"]) != mine:
+            raise CheckpointError(f"the state is of {state['estimator']} in dimension {state['dimension']}, this agent is {mine[0]} in dimension {mine[1]}: use the same agent and task")
+        self.x_updates = int(state["x_updates"])
+        self.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"]))
+        self._estimator_state = checkpoint.unpack(state["estimator_state"])
+
+    def _metrics(self, info: Mapping[str, Any]) -> dict[str, float]:
+        assert self.hypergradient is not None
+        found = {name: float(value) for name, value in info.items() if isinstance(value, int | float)}
+        parts = {"hypergradient": self.hypergradient.value, "direct": self.hypergradient.direct, "implicit": self.hypergradient.implicit, "x": self.x}
+        return {**found, **{f"norm_{name}": float(part.norm()) for name, part in parts.items()}, **self.hypergradient.stats, "x_updates": float(self.x_updates)}

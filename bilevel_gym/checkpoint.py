@@ -1,0 +1,150 @@
+"""Whole nests of state as plain data, and back: what ``get_state`` returns and what a checkpoint holds.
+
+``pack`` turns dataclasses, named tuples, tensors, arrays and generators into dictionaries, lists and tensors that ``torch.load``
+reads with ``weights_only=True``: no code is ever unpickled. ``unpack`` rebuilds them, and only classes of this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bilevel_gym.errors import CheckpointError
+
+__all__ = ["VERSION", "load", "pack", "save", "unpack"]
+
+VERSION = 1
+"""The layout of the checkpoint; a file of another version is refused."""
+
+_TAG = "__class__"
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def pack(value: Any) -> Any:
+    """A copy of ``value`` made of plain data and tensors.
+
+    Fields of dataclasses whose metadata say ``{"transient": True}`` (live simulators) become None. Views that share one storage,
+    such as the parts of a flat parameter vector, are copied apart.
+
+    Raises:
+        CheckpointError: a part is of a kind that cannot be saved; the message names it.
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return {_TAG: "ndarray", "value": torch.from_numpy(value.copy())}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Generator):
+        return {_TAG: "torch.Generator", "device": str(value.device), "state": value.get_state()}
+    if isinstance(value, np.random.Generator):
+        return {_TAG: "numpy.Generator", "state": _strings(value.bit_generator.state)}
+    if isinstance(value, dict):
+        return {key: pack(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = {f.name: None if f.metadata.get("transient") else pack(getattr(value, f.name)) for f in fields(value)}
+        return {_TAG: f"{type(value).__module__}:{type(value).__qualname__}", "fields": kept}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {_TAG: f"{type(value).__module__}:{type(value).__qualname__}", "fields": {name: pack(getattr(value, name)) for name in value._fields}}
+    if isinstance(value, tuple):
+        return {_TAG: "tuple", "items": [pack(item) for item in value]}
+    if isinstance(value, list):
+        return [pack(item) for item in value]
+    raise CheckpointError(f"{type(value).__name__} cannot be saved; make it a dataclass of tensors and numbers, or mark the field as transient")
+
+
+def unpack(value: Any) -> Any:
+    """The inverse of ``pack``: tensors are copied, so that the packed data stay as they are.
+
+    Raises:
+        CheckpointError: a class that is not of this package, or one whose fields have changed.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag = value.get(_TAG)
+    if tag is None:
+        return {key: unpack(item) for key, item in value.items()}
+    if tag == "ndarray":
+        return value["value"].numpy().copy()
+    if tag == "tuple":
+        return tuple(unpack(item) for item in value["items"])
+    if tag == "torch.Generator":
+        generator = torch.Generator(device=value["device"])
+        generator.set_state(value["state"])
+        return generator
+    if tag == "numpy.Generator":
+        return _numpy_generator(value["state"])
+    return _rebuild(tag, {name: unpack(item) for name, item in value["fields"].items()})
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write packed data so that ``path`` always holds a whole checkpoint: to a file beside it, flushed, then renamed over it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        torch.save({"version": VERSION, "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what ``save`` wrote; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it is of another version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint at {path}; train without --resume to begin a new run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version, state = content["version"], content["state"]
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this package, or it is damaged ({error})") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path} has layout version {version}, this package reads {VERSION}; use the release that wrote it, or train again")
+    result: dict[str, Any] = state
+    return result
+
+
+def _rebuild(tag: str, kept: dict[str, Any]) -> Any:
+    module, _, name = tag.partition(":")
+    if not module.startswith("bilevel_gym."):
+        raise CheckpointError(f"the checkpoint names the class {tag}, which is not of this package: it is refused")
+    try:
+        made = getattr(importlib.import_module(module), name)
+        return made(**kept)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint holds a {tag} that this release cannot rebuild ({error})") from error
+
+
+def _numpy_generator(state: dict[str, Any]) -> np.random.Generator:
+    kind = getattr(np.random, state["bit_generator"], None)
+    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+        raise CheckpointError(f"the checkpoint names an unknown bit generator {state['bit_generator']!r}")
+    bits = kind()
+    bits.state = {key: _integers(item) if key == "state" else item for key, item in state.items()}
+    return np.random.Generator(bits)
+
+
+def _strings(state: Any) -> dict[str, Any]:
+    """The 128-bit integers of a bit generator's state as text, which every loader reads."""
+    return {key: {k: str(v) for k, v in item.items()} if key == "state" else item for key, item in state.items()}
+
+
+def _integers(state: dict[str, str]) -> dict[str, int]:
+    return {key: int(item) for key, item in state.items()}

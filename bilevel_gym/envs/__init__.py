@@ -1,0 +1,7 @@
+"""The outer environment, and the catalogue of registered problems."""
+
+from bilevel_gym.envs.bilevel_env import BilevelEnv
+from bilevel_gym.envs.oracle import Counters, ProblemOracle
+from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
+
+__all__ = ["BilevelEnv", "Counters", "ProblemOracle", "draw_random_mdp", "random_mdp"]

@@ -1,0 +1,288 @@
+"""The outer environment: its action is x, its step runs a soft-RL solve, its reward is −f(x, π)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym import checkpoint
+from bilevel_gym.envs.oracle import Counters, ProblemOracle
+from bilevel_gym.envs.rendering import policy_picture
+from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem
+from bilevel_gym.problem import BilevelProblem
+from bilevel_gym.types import Evaluation, LowerSolver, Response
+
+__all__ = ["LARGEST", "BilevelEnv", "Observation"]
+
+Observation = dict[str, np.ndarray]
+
+LARGEST = 1e9
+"""Objective and gap are clipped to this magnitude in observations, whose bounds must be finite; ``info`` has them unclipped."""
+
+
+class BilevelEnv(gym.Env[Observation, np.ndarray]):
+    """min_x f(x, π*(x)) as a Gymnasium environment.
+
+    The action is x [D] itself, nothing is scaled. ``step(x)`` lets the follower learn under r_x from where it stands (a warm start),
+    looks at its policy, and returns −f. The episode is an outer horizon: it never terminates, and is truncated by a ``TimeLimit``.
+
+    Observation: a dict of ``objective`` [1] and ``gap`` [1], and on tabular worlds of ``x`` [D] and ``policy`` [S·A].
+
+    Reset options: ``{"x": x}`` starts there; ``{"x": x, "keep": True}`` goes on with response, memory and generators as they are, and
+    is what agents use when an episode is truncated. ``reset(seed)`` draws the instance anew, ``reset()`` keeps it; both are cold.
+    Before the first ``reset(seed=…)`` the instance is that of seed 0.
+
+    Args:
+        problem: a problem, or a function that draws one from a NumPy generator.
+        solver: how the follower learns.
+        initial_x: [D] where every cold reset starts; None draws it from the reward model.
+        solve_on_reset: whether a cold reset solves at the first x, or leaves the follower as it starts (uniform, V = 0).
+        render_mode: ``"rgb_array"`` (a picture of the policy) or ``"ansi"``.
+
+    Raises:
+        InvalidProblem: ``initial_x`` does not fit the reward model.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
+
+    problem: BilevelProblem
+    """The problem that is being solved."""
+    solver: LowerSolver
+    """How the follower learns."""
+
+    def __init__(
+        self,
+        problem: BilevelProblem | Callable[[np.random.Generator], BilevelProblem],
+        solver: LowerSolver,
+        *,
+        initial_x: Any = None,
+        solve_on_reset: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise InvalidProblem(f"render_mode is {render_mode!r}: choose one of {self.metadata['render_modes']}, or None")
+        self._draw = problem if not isinstance(problem, BilevelProblem) else None
+        self._drawn_from: dict[str, Any] = np.random.default_rng(0).bit_generator.state
+        self.problem = problem if isinstance(problem, BilevelProblem) else problem(np.random.default_rng(0))
+        self.solver = solver
+        self.solve_on_reset = solve_on_reset
+        self.render_mode = render_mode
+        reward = self.problem.reward
+        low, high = reward.bounds
+        dtype: Any = np.float64 if reward.dtype == torch.float64 else np.float32
+        self.action_space = gym.spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        self._initial_x = None if initial_x is None else self._as_x(initial_x)
+        self.observation_space = self._observation_space(dtype)
+        self.counters = Counters()
+        self._generator = torch.Generator(device=reward.device)
+        self._x: Tensor | None = None
+        self._response: Response | None = None
+        self._evaluation: Evaluation | None = None
+        self._memory: Any = None
+
+    # ------------------------------------------------------------------------------------------ what can be read
+
+    @property
+    def x(self) -> Tensor | None:
+        """The x that was applied last: [D], None before the first reset."""
+        return self._x
+
+    @property
+    def response(self) -> Response:
+        """The follower's answer to x.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._response is None:
+            raise gym.error.ResetNeeded("call env.reset() before anything is read from the environment")
+        return self._response
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the upper level saw of the response.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._evaluation is None:
+            raise gym.error.ResetNeeded("call env.reset() before anything is read from the environment")
+        return self._evaluation
+
+    @property
+    def oracle(self) -> ProblemOracle:
+        """What estimators may ask; its uses are counted in ``info`` and change nothing else."""
+        return ProblemOracle(self.problem, self.solver, self._generator, self.counters)
+
+    # ------------------------------------------------------------------------------------------ Gymnasium
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class for the options.
+
+        Raises:
+            InvalidAction: ``options["x"]`` is not in the action space.
+            InvalidProblem: an unknown option, or ``keep`` before the first reset.
+        """
+        options = options or {}
+        if unknown := set(options) - {"x", "keep"}:
+            raise InvalidProblem(f"unknown reset options {sorted(unknown)}: use 'x' and 'keep'")
+        given = self._as_x(options["x"]) if options.get("x") is not None else None
+        if options.get("keep"):
+            return self._go_on(given)
+        super().reset(seed=seed)
+        if seed is not None and self._draw is not None:
+            self._drawn_from = self.np_random.bit_generator.state
+            self.problem = self._draw(self.np_random)
+        self._generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
+        self.counters = Counters()
+        start = given if given is not None else self._initial_x
+        x = self.problem.reward.initial(self._generator) if start is None else start.clone()
+        response = self.solver.start(self.problem)
+        self._memory = self.problem.objective.start()
+        if self.solve_on_reset:
+            response = self.solver.solve(self.problem, x, warm=response, budget=None, generator=self._generator)
+        self._look(x, response)
+        return self._observe(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Apply x, let the follower learn, and look at its policy.
+
+        Args:
+            action: x [D].
+
+        Returns:
+            observation, −f(x, π), terminated (always False), truncated (always False here, a ``TimeLimit`` sets it), info.
+
+        Raises:
+            InvalidAction: x has a wrong shape, a NaN, or lies outside the box; the environment is unchanged.
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        x = self._as_x(action)
+        response = self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator)
+        self._look(x, response)
+        self.counters.upper_step += 1
+        return self._observe(), -float(self.evaluation.value), False, False, self._info()
+
+    def render(self) -> Any:
+        """A picture [height, width, 3] of the policy, or a line of text."""
+        if self.render_mode == "ansi":
+            return f"step {self.counters.upper_step}: objective {float(self.evaluation.value):.6g}, gap {float(self.response.gap):.3g}"
+        if self.render_mode == "rgb_array":
+            if self.problem.tabular:
+                return policy_picture(self.response.policy)
+            return self.problem.world.picture(self.response.policy, self._generator)  # type: ignore[attr-defined]
+        return None
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def get_state(self) -> dict[str, Any]:
+        """The whole nest as plain data: x, response with the solver's warm start, memory, generators, counters and the instance."""
+        return {
+            "dimension": self.problem.dimension,
+            "drawn_from": checkpoint.pack(self._generator_from(self._drawn_from)),
+            **{
+                name: checkpoint.pack(value)
+                for name, value in (
+                    ("np_random", self.np_random),
+                    ("generator", self._generator),
+                    ("counters", self.counters),
+                    ("x", self._x),
+                    ("response", self._response),
+                    ("evaluation", self._evaluation),
+                    ("memory", self._memory),
+                )
+            },
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``get_state`` returned, on an environment that was built in the same way.
+
+        Raises:
+            CheckpointError: the state is of a problem of another dimension; nothing has changed.
+        """
+        if state["dimension"] != self.problem.dimension:
+            raise CheckpointError(f"the state holds an x of dimension {state['dimension']}, this environment has {self.problem.dimension}: build it with the same arguments")
+        restored = {name: checkpoint.unpack(state[name]) for name in ("drawn_from", "np_random", "generator", "counters", "x", "response", "evaluation", "memory")}
+        self._drawn_from = restored["drawn_from"].bit_generator.state
+        if self._draw is not None:
+            self.problem = self._draw(restored["drawn_from"])
+        self.np_random = restored["np_random"]
+        self._generator, self.counters = restored["generator"], restored["counters"]
+        self._x, self._response, self._evaluation, self._memory = (restored[name] for name in ("x", "response", "evaluation", "memory"))
+
+    @staticmethod
+    def _generator_from(state: dict[str, Any]) -> np.random.Generator:
+        generator = np.random.default_rng(0)
+        generator.bit_generator.state = state
+        return generator
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def _as_x(self, action: Any) -> Tensor:
+        """The one place where an action becomes x: cast, checked, copied."""
+        space = self.action_space
+        assert isinstance(space, gym.spaces.Box)
+        try:
+            values = np.array(action.detach().cpu().numpy() if isinstance(action, Tensor) else action, dtype=space.dtype)
+        except (TypeError, ValueError) as error:
+            raise InvalidAction(f"x cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
+        if values.shape != space.shape:
+            raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each reward parameter")
+        inside = (values >= space.low) & (values <= space.high)
+        if not inside.all():
+            first = int(np.argmin(inside))
+            what = "is not a number" if np.isnan(values[first]) else f"lies outside [{space.low[first]:g}, {space.high[first]:g}]"
+            raise InvalidAction(f"x[{first}] = {values[first]:g} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first")
+        return torch.as_tensor(values, device=self.problem.reward.device)
+
+    def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
+        if self._x is None:
+            raise InvalidProblem("reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first")
+        if x is not None and not torch.equal(x, self._x):
+            self._look(x, self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator))
+        return self._observe(), self._info()
+
+    def _look(self, x: Tensor, response: Response) -> None:
+        """Evaluate, and take all of it at once: an error or an interrupt on the way leaves the environment as it was."""
+        with torch.no_grad():
+            evaluation, memory = self.problem.objective.evaluate(self.problem, x, response, self._memory, self._generator)
+        self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory
+        self.counters.lower_step += response.steps
+        self.counters.env_steps += response.env_steps + evaluation.env_steps
+        self.counters.comparisons += evaluation.comparisons
+
+    def _observation_space(self, dtype: Any) -> gym.spaces.Dict:
+        spaces: dict[str, gym.Space[Any]] = {
+            "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
+            "gap": gym.spaces.Box(0.0, LARGEST, (1,), dtype),
+        }
+        if self.problem.tabular:
+            world = self.problem.world
+            spaces["x"] = gym.spaces.Box(self.action_space.low, self.action_space.high, dtype=dtype)  # type: ignore[attr-defined]
+            spaces["policy"] = gym.spaces.Box(0.0, 1.0, (world.states * world.actions,), dtype)  # type: ignore[attr-defined]
+        return gym.spaces.Dict(spaces)
+
+    def _observe(self) -> Observation:
+        dtype = self.action_space.dtype
+        seen = {
+            "objective": np.array([min(max(float(self.evaluation.value), -LARGEST), LARGEST)], dtype),
+            "gap": np.array([min(float(self.response.gap), LARGEST)], dtype),
+        }
+        if self.problem.tabular:
+            assert self._x is not None
+            seen["x"] = self._x.cpu().numpy().copy()
+            seen["policy"] = self.response.policy.cpu().numpy().flatten()
+        return seen
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "objective": float(self.evaluation.value),
+            "gap": float(self.response.gap),
+            **vars(self.counters),
+            **self.evaluation.metrics,
+        }

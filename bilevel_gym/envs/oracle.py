@@ -1,0 +1,66 @@
+"""What estimators may ask for beyond the current response, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.types import Evaluation, LowerSolver, Problem, Response, Trajectory
+
+__all__ = ["Counters", "ProblemOracle"]
+
+
+@dataclass
+class Counters:
+    """How much has been used since the last cold reset."""
+
+    upper_step: int = 0
+    """Upper steps taken by the environment."""
+    lower_step: int = 0
+    """Sweeps, Newton steps or gradient updates of the lower level."""
+    env_steps: int = 0
+    """Environment steps, those of the evaluation included."""
+    comparisons: int = 0
+    """Labels asked of the teacher."""
+
+
+class ProblemOracle:
+    """Solves, evaluations and rollouts on the side; the environment stays as it was, only the counters move.
+
+    Args:
+        problem: the problem that is being solved.
+        solver: how the follower learns.
+        generator: the source of every draw on the side.
+        counters: where each use is counted; new ones by default.
+    """
+
+    def __init__(self, problem: Problem, solver: LowerSolver, generator: torch.Generator, counters: Counters | None = None) -> None:
+        self.problem = problem
+        self.solver = solver
+        self.generator = generator
+        self.counters = Counters() if counters is None else counters
+
+    def solve(self, x: Tensor, warm: Response | None = None) -> Response:
+        """The follower's response at another x."""
+        response = self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self.generator)
+        self.counters.lower_step += response.steps
+        self.counters.env_steps += response.env_steps
+        return response
+
+    def evaluate(self, x: Tensor, response: Response) -> Evaluation:
+        """Another look at a response, with a fresh memory that is thrown away."""
+        objective = self.problem.objective
+        evaluation, _ = objective.evaluate(self.problem, x, response, objective.start(), self.generator)
+        self.counters.env_steps += evaluation.env_steps
+        self.counters.comparisons += evaluation.comparisons
+        result: Evaluation = evaluation
+        return result
+
+    def rollout(self, policy: Any, *, trajectories: int, steps: int) -> Trajectory:
+        """More trajectories of a policy."""
+        self.counters.env_steps += trajectories * steps
+        result: Trajectory = self.problem.world.rollout(policy, trajectories=trajectories, steps=steps, generator=self.generator)
+        return result

@@ -1,0 +1,8 @@
+"""∇φ(x) = direct + implicit: one estimator a file."""
+
+from bilevel_gym.hypergradients.critics import Critic, GivenCritic, RidgeCritic, TableCritic
+from bilevel_gym.hypergradients.exact import Exact
+from bilevel_gym.hypergradients.implicit import Implicit
+from bilevel_gym.hypergradients.score_function import ScoreFunction, ScoreState
+
+__all__ = ["Critic", "Exact", "GivenCritic", "Implicit", "RidgeCritic", "ScoreFunction", "ScoreState", "TableCritic"]

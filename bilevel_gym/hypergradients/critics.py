@@ -1,0 +1,138 @@
+"""Regressors of L(s, a), the mean of l given that (s, a) was visited in the fragment (mathematics §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.types import Fragments, Problem
+
+__all__ = ["Critic", "GivenCritic", "RidgeCritic", "TableCritic"]
+
+
+class Critic(Protocol):
+    """Fits L on fragments that it will never weight, and evaluates it on others."""
+
+    def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> Any:
+        """What was fitted: fragments [M, I, H] and their l [M]; a constant may be added to L, only differences count."""
+        ...
+
+    def evaluate(self, fitted: Any, states: Tensor, actions: Tensor) -> Tensor:
+        """L at state-action pairs: [n, …], [n, …] → [n]."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenCritic:
+    """L is known: the estimator is unbiased then.
+
+    Args:
+        table: [S, A] L.
+    """
+
+    table: Tensor
+
+    def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> Tensor:
+        """The table, whatever was seen."""
+        return self.table
+
+    def evaluate(self, fitted: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """L at state-action pairs: [n], [n] → [n]."""
+        return fitted[states, actions]
+
+
+@dataclass(frozen=True)
+class TableCritic:
+    """The mean of l over the visits of each (s, a), shrunk towards the overall mean as if by ``prior`` further visits.
+
+    Args:
+        prior: visits that the overall mean counts for.
+    """
+
+    prior: float = 1.0
+
+    def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> Tensor:
+        """[S, A]. Cost: O(MIH + SA)."""
+        shape = (problem.world.states, problem.world.actions)
+        cell = (fragments.states * shape[1] + fragments.actions).flatten()
+        alive = fragments.alive.flatten().to(loss.dtype)
+        centred = (loss - loss.mean())[:, None, None].expand_as(fragments.alive).flatten()
+        visits = torch.zeros(shape[0] * shape[1], dtype=loss.dtype, device=loss.device).index_add_(0, cell, alive)
+        total = torch.zeros_like(visits).index_add_(0, cell, alive * centred)
+        return (total / (visits + self.prior)).view(shape)
+
+    def evaluate(self, fitted: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """L at state-action pairs: [n], [n] → [n]."""
+        return fitted[states, actions]
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    centre: Tensor
+    scale: Tensor
+    frequencies: Tensor
+    phases: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class RidgeCritic:
+    """Ridge regression on random Fourier features of the standardised (s, a): one symmetric eigendecomposition, no step size.
+
+    The penalty is chosen on a fifth of the tuples, which the fit does not see: l is one number for all steps of a fragment, so steps
+    are no independent data, and in-sample criteria would overfit. Where nothing is learnable the largest penalty wins and L is flat.
+
+    Source of the features: Rahimi and Recht, "Random features for large-scale kernel machines", 2007.
+
+    Args:
+        features: random features, half of the cost's exponent.
+        penalties: the grid that is tried, relative to the mean eigenvalue.
+
+    Cost: O(n·features² + features³), n steps.
+    """
+
+    features: int = 128
+    penalties: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+
+    def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> _Ridge:
+        """Fit on four fifths of the tuples for each penalty, keep the one that predicts the last fifth best, and refit on all."""
+        inputs = torch.cat([fragments.states, fragments.actions], -1)[fragments.alive]
+        centre, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-3)
+        size, device = inputs.shape[-1], inputs.device
+        frequencies = torch.randn(size, self.features, generator=generator, dtype=inputs.dtype, device=device) / size**0.5
+        phases = 2 * torch.pi * torch.rand(self.features, generator=generator, dtype=inputs.dtype, device=device)
+        empty = _Ridge(centre, scale, frequencies, phases, torch.zeros(self.features, dtype=inputs.dtype, device=device))
+        design = _features(empty, inputs)
+        target = (loss - loss.mean())[:, None, None].expand_as(fragments.alive)[fragments.alive]
+        tuples = loss.shape[0]
+        judging = torch.randperm(tuples, generator=generator, device=device) < tuples // 5
+        held = judging[:, None, None].expand_as(fragments.alive)[fragments.alive]
+        best = self._best(design, target, held) if tuples >= 5 else self.penalties[-1]
+        weights = _solve(design, target, (best,))[0]
+        return _Ridge(centre, scale, frequencies, phases, weights)
+
+    def evaluate(self, fitted: _Ridge, states: Tensor, actions: Tensor) -> Tensor:
+        """L at state-action pairs: [n, observation], [n, action] → [n]."""
+        return _features(fitted, torch.cat([states, actions], -1)) @ fitted.weights
+
+    def _best(self, design: Tensor, target: Tensor, held: Tensor) -> float:
+        weights = _solve(design[~held], target[~held], self.penalties)
+        errors = (design[held] @ weights.mT - target[held, None]).square().mean(0)
+        return self.penalties[int(errors.argmin())]
+
+
+def _features(ridge: _Ridge, inputs: Tensor) -> Tensor:
+    standard = ((inputs - ridge.centre) / ridge.scale).clamp(-5.0, 5.0)
+    return torch.cos(standard @ ridge.frequencies + ridge.phases)
+
+
+def _solve(design: Tensor, target: Tensor, penalties: tuple[float, ...]) -> Tensor:
+    """Ridge solutions for all penalties from one eigendecomposition: [penalties, features]."""
+    values, vectors = torch.linalg.eigh(design.mT @ design)
+    values = values.clamp_min(0.0)
+    projected = vectors.mT @ (design.mT @ target)
+    mean = values.mean()
+    return torch.stack([vectors @ (projected / (values + penalty * mean)) for penalty in penalties])

@@ -1,0 +1,150 @@
+"""Soft backups, linear solves and views of flat parameters: the arithmetic under every station.
+
+Every function broadcasts over leading axes: a batch of problems is the same code with one more axis. A transition [S, A, S] may be
+shared by a batch of values [B, S].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.types import MDP, Factor
+
+__all__ = [
+    "adjoint",
+    "backup",
+    "expect_next",
+    "factorize",
+    "gradients",
+    "policy_transition",
+    "push_forward",
+    "solve_transposed",
+    "split_flat",
+    "vjp",
+]
+
+
+def expect_next(transition: Tensor, value: Tensor) -> Tensor:
+    """(Pv)_sa = Σ_s' P_sas' v_s'.
+
+    Args:
+        transition: [B, S, A, S].
+        value: [B, S].
+
+    Returns:
+        [B, S, A]. Cost: O(S²A).
+    """
+    *_, states, actions, _ = transition.shape
+    rows = transition.flatten(-3, -2)
+    if transition.ndim > 3:
+        flat = (rows @ value.unsqueeze(-1)).squeeze(-1)
+    elif value.ndim == 1:
+        return torch.mv(rows, value).view(states, actions)  # one small problem is bound by calls, not by arithmetic
+    else:
+        flat = value @ rows.mT
+    return flat.view(*flat.shape[:-1], states, actions)
+
+
+def push_forward(transition: Tensor, mass: Tensor) -> Tensor:
+    """(Pᵀc)_s' = Σ_sa P_sas' c_sa, the transpose of ``expect_next``.
+
+    Args:
+        transition: [B, S, A, S].
+        mass: [B, S, A].
+
+    Returns:
+        [B, S]. Cost: O(S²A).
+    """
+    rows, flat = transition.flatten(-3, -2), mass.flatten(-2)
+    return flat @ rows if transition.ndim == 3 else (flat.unsqueeze(-2) @ rows).squeeze(-2)
+
+
+def policy_transition(transition: Tensor, policy: Tensor) -> Tensor:
+    """(P_π)_ss' = Σ_a π_sa P_sas': [B, S, A, S], [B, S, A] → [B, S, S]. Cost: O(S²A)."""
+    return (policy.unsqueeze(-2) @ transition).squeeze(-2)
+
+
+def backup(mdp: MDP, value: Tensor) -> Tensor:
+    """backup(x, v) = r(x) + γ P(x) v, the only place where x enters the lower level (mathematics §2).
+
+    Args:
+        mdp: M_τ(x).
+        value: [B, S].
+
+    Returns:
+        [B, S, A]. Cost: O(S²A).
+    """
+    return torch.add(mdp.reward, expect_next(mdp.transition, value), alpha=mdp.discount)
+
+
+def factorize(mdp: MDP, policy: Tensor) -> Factor:
+    """The LU of I − γP_π, which serves Newton's step and the adjoint alike.
+
+    Args:
+        policy: [B, S, A].
+
+    Returns:
+        factors of [B, S, S]. Cost: O(S²A + S³).
+    """
+    matrix = policy_transition(mdp.transition, policy).mul_(-mdp.discount)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    lu, pivots = torch.linalg.lu_factor(matrix)
+    return Factor(lu, pivots)
+
+
+def solve_transposed(factor: Factor, right: Tensor, *, transposed: bool = True) -> Tensor:
+    """(I − γP_π)^{-T} b, or (I − γP_π)^{-1} b with ``transposed=False``: [B, S] → [B, S]. Cost: O(S²)."""
+    return torch.linalg.lu_solve(factor.lu, factor.pivots, right.unsqueeze(-1), adjoint=transposed).squeeze(-1)
+
+
+def adjoint(mdp: MDP, policy: Tensor, cotangent: Tensor, factor: Factor | None = None) -> Tensor:
+    """Carry a cotangent on Q back to one on backup(x, V) (mathematics §3).
+
+    V depends on x through Q too; with u = (I − γP_π)^{-T} Pᵀc the whole sensitivity is z = c + γ π⊙u, and for any function g of Q*
+    the gradient is (∂backup(x, V*)/∂x)ᵀ z: one adjoint solve, whatever D is.
+
+    Args:
+        mdp: M_τ(x).
+        policy: [B, S, A] π at the solution.
+        cotangent: [B, S, A] c = ∂g/∂Q.
+        factor: the LU of I − γP_π, where the solver has kept it.
+
+    Returns:
+        [B, S, A] z. Cost: O(S²A), and O(S³) where there is no factor.
+    """
+    factor = factorize(mdp, policy) if factor is None else factor
+    u = solve_transposed(factor, push_forward(mdp.transition, cotangent))
+    return cotangent + mdp.discount * policy * u.unsqueeze(-1)
+
+
+def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of Σ function(*inputs) in each input, by one backward pass; zero where an input is not used."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        total = function(*leaves).sum()
+        if not total.requires_grad:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return tuple(torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True))
+
+
+def vjp(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
+    """(∂function(x)/∂x)ᵀ cotangent, by one backward pass: the shape of x."""
+    return gradients(lambda leaf: function(leaf) * cotangent, x)[0]
+
+
+def split_flat(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Views of a flat parameter vector, in the order of ``shapes``; nothing is copied, and the backward pass is one concatenation.
+
+    Args:
+        flat: [P] or [B, P], P the sum of the products of ``shapes``.
+        shapes: the shape of each view.
+
+    Returns:
+        tensors [B, *shape].
+    """
+    return [part.view(*flat.shape[:-1], *shape) for part, shape in zip(flat.split([prod(shape) for shape in shapes], dim=-1), shapes, strict=True)]

@@ -1,0 +1,7 @@
+"""f(x, π): what the upper level minimises."""
+
+from bilevel_gym.objectives.enumeration import Enumeration, enumerate_fragments
+from bilevel_gym.objectives.policy import ExplicitObjective, QuadraticObjective
+from bilevel_gym.objectives.preference import PreferenceMemory, PreferenceObjective
+
+__all__ = ["Enumeration", "ExplicitObjective", "PreferenceMemory", "PreferenceObjective", "QuadraticObjective", "enumerate_fragments"]

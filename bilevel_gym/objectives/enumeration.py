@@ -1,0 +1,81 @@
+"""All fragments that a tabular world can show, with their probabilities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import UnsupportedProblem
+
+__all__ = ["LARGEST_ENUMERATION", "Enumeration", "enumerate_fragments"]
+
+LARGEST_ENUMERATION = 4096
+"""Fragments at most: pairs of them are a square of this side."""
+
+
+class Enumeration(NamedTuple):
+    """F fragments of H steps."""
+
+    states: Tensor
+    """[F, H]."""
+    actions: Tensor
+    """[F, H]."""
+    alive: Tensor
+    """[F, H] False from the step after the episode's end on."""
+    probability: Tensor
+    """[F] under the policy, differentiable in it; they sum to one."""
+
+
+def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, length: int) -> Enumeration:
+    """Every fragment of H steps from the reset, whose dynamics have a positive probability.
+
+    Args:
+        transition: [S, A, S], sub-stochastic rows end the episode.
+        start: [S].
+        policy: [S, A].
+        length: H.
+
+    Returns:
+        at most (S·A)^H fragments.
+
+    Raises:
+        UnsupportedProblem: there are more than ``LARGEST_ENUMERATION``; the message says to sample instead.
+    """
+    count, actions, _ = transition.shape
+    ended = (1.0 - transition.sum(-1, keepdim=True)).clamp_min(0.0)
+    ended = torch.where(ended < 1e-12, 0.0, ended)
+    moves = torch.cat([transition, ended], -1)
+    state = start.nonzero().squeeze(-1)
+    alive = torch.ones_like(state, dtype=torch.bool)
+    found = Enumeration(state[:, :0, None].view(-1, 0), state.view(-1, 1)[:, :0], alive.view(-1, 1)[:, :0], start[state])
+    for step in range(length):
+        # Each live fragment takes every action; a dead one stands still, once.
+        row, action = torch.cartesian_prod(torch.arange(len(state)), torch.arange(actions)).unbind(-1)
+        kept = alive[row] | (action == 0)
+        row, action = row[kept], action[kept]
+        chance = torch.where(alive[row], policy[state[row], action], torch.ones_like(policy[state[row], action]))
+        found = Enumeration(
+            torch.cat([found.states[row], state[row, None]], 1),
+            torch.cat([found.actions[row], action[:, None]], 1),
+            torch.cat([found.alive[row], alive[row, None]], 1),
+            found.probability[row] * chance,
+        )
+        state, alive = state[row], alive[row]
+        if len(state) > LARGEST_ENUMERATION:
+            raise UnsupportedProblem(f"there are more than {LARGEST_ENUMERATION} fragments of {length} steps: shorten them, or use the sampled estimators")
+        if step + 1 < length:
+            found, state, alive = _move(found, moves, state, action, alive, count)
+    return found
+
+
+def _move(found: Enumeration, moves: Tensor, state: Tensor, action: Tensor, alive: Tensor, count: int) -> tuple[Enumeration, Tensor, Tensor]:
+    """Follow every possible transition, the end of the episode (the last column of ``moves``) among them."""
+    stay = torch.zeros_like(moves[0, 0])
+    stay[count] = 1.0
+    chances = torch.where(alive[:, None], moves[state, action], stay)
+    row, following = chances.nonzero().unbind(-1)
+    moved = Enumeration(found.states[row], found.actions[row], found.alive[row], found.probability[row] * chances[row, following])
+    lives = following < count
+    return moved, torch.where(lives, following, state[row]), lives

@@ -1,0 +1,202 @@
+"""Learning a reward from comparisons: the expected cross-entropy of the teacher's labels under r_x."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from math import ceil, log
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.numerics import gradients
+from bilevel_gym.objectives.enumeration import enumerate_fragments
+from bilevel_gym.preferences import BradleyTerry, Cut, PreferenceBuffer, cross_entropy, draw_places, gather
+from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory
+
+__all__ = ["PreferenceMemory", "PreferenceObjective"]
+
+
+@dataclass(frozen=True)
+class PreferenceMemory:
+    """What the upper level keeps between steps."""
+
+    queue: PreferenceBuffer
+    """Labelled pairs, for ∇l."""
+    held_out: Fragments | None = None
+    """Pairs that nothing ever trains on; None before the first evaluation."""
+
+
+@dataclass(frozen=True)
+class PreferenceObjective:
+    """f(x, π) = E_{d_1, d_2 ~ π} E_y[ −y log σ(z) − (1−y) log σ(−z) ],  z = Σ_h r_x(d_1) − Σ_h r_x(d_2) (mathematics §8).
+
+    Each evaluation plays π, cuts fresh pairs, and asks the teacher about them. The metrics are kept apart:
+
+    * ``accuracy_fresh``: how often r_x ranks the fresh pairs as their labels do, *before* anything has trained on them;
+    * ``accuracy_held_out``: the same on a fixed set, drawn once by policies of random quality, that nothing trains on;
+    * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories.
+
+    On-policy, this f is *not* minimised at the true reward: r_x also chooses which fragments are compared.
+
+    Args:
+        length: H, steps of a fragment.
+        pairs: fresh pairs of an evaluation.
+        initial_pairs: those of the first evaluation after a cold reset; None takes ``pairs``.
+        teacher: who labels.
+        capacity: pairs in the queue for ∇l; 0 keeps none, and ∇l is estimated on the fresh pairs.
+        cut: whether fragments start at the reset or anywhere in the trajectory.
+        trajectories: trajectories of an evaluation; None gives each fragment one of its own.
+        steps: T of each; None takes H and the tail past it in which γ^t falls to .01.
+        held_out_pairs: pairs of the fixed set, 0 for none.
+
+    Raises:
+        InvalidProblem: a number that is out of range.
+    """
+
+    _: KW_ONLY
+    length: int
+    pairs: int
+    initial_pairs: int | None = None
+    teacher: BradleyTerry = BradleyTerry()
+    capacity: int = 0
+    cut: Cut = "start"
+    trajectories: int | None = None
+    steps: int | None = None
+    held_out_pairs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.pairs < 1 or self.capacity < 0 or self.held_out_pairs < 0 or (self.initial_pairs or 1) < 1:
+            raise InvalidProblem("length, pairs and initial_pairs must be positive, capacity and held_out_pairs not negative")
+        if self.steps is not None and self.steps < self.length:
+            raise InvalidProblem(f"steps is {self.steps}, shorter than a fragment of {self.length}: play at least {self.length} steps")
+        if self.cut not in ("start", "anywhere"):
+            raise InvalidProblem(f"cut is {self.cut!r}: choose 'start' or 'anywhere'")
+
+    # ------------------------------------------------------------------------------------------ sampled
+
+    def start(self) -> PreferenceMemory:
+        """An empty queue, and no held-out set yet."""
+        return PreferenceMemory(PreferenceBuffer(self.capacity))
+
+    @torch.no_grad()
+    def evaluate(
+        self, problem: Problem, x: Tensor, response: Response, memory: PreferenceMemory, generator: torch.Generator
+    ) -> tuple[Evaluation, PreferenceMemory]:
+        """Play the policy, cut and label fresh pairs, and measure before anything trains on them.
+
+        Raises:
+            UnsupportedProblem: the world has no true reward, so there is nothing that the teacher could compare.
+        """
+        held_out, spent = memory.held_out, 0
+        if held_out is None and self.held_out_pairs:
+            held_out, spent = self._held_out(problem, generator)
+        first = len(memory.queue) == 0 and self.initial_pairs is not None
+        pairs = self.initial_pairs if first and self.initial_pairs else self.pairs
+        trajectories = self._play(problem, response.policy, self.trajectories or 2 * pairs, self._steps(problem), generator)
+        fresh = self._cut(trajectories, pairs, self.cut, generator)
+        logit = self.logit(problem, x, fresh.fragments)
+        metrics = {
+            "accuracy_fresh": _accuracy(logit, fresh.fragments.outcome),
+            "true_return": float(_total(trajectories)),
+            "learned_return": float((problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()),
+        }
+        if held_out is not None:
+            metrics["accuracy_held_out"] = _accuracy(self.logit(problem, x, held_out), held_out.outcome)
+        queue = memory.queue.append(fresh.fragments)
+        evaluation = Evaluation(
+            value=cross_entropy(logit, fresh.fragments.outcome).mean(),
+            fresh=fresh,
+            memory=queue,
+            metrics=metrics,
+            env_steps=trajectories.alive.numel() + spent,
+            comparisons=pairs + (self.held_out_pairs if spent else 0),
+        )
+        return evaluation, PreferenceMemory(queue, held_out)
+
+    def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
+        """l of each pair, differentiable in x, 0 where the query was skipped: [M]."""
+        return cross_entropy(self.logit(problem, x, fragments), fragments.outcome)
+
+    def logit(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
+        """Σ_h r_x(d_1) − Σ_h r_x(d_2), by one batched forward pass: [M]."""
+        rewards = problem.reward.along(x, fragments.states, fragments.actions)
+        returns: Tensor = (rewards * fragments.alive).sum(-1)
+        return returns[..., 0] - returns[..., 1]
+
+    # ------------------------------------------------------------------------------------------ exact
+
+    def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
+        """f(x, π) by enumeration of all pairs of fragments, for small tables and ``cut="start"``: [D], [S, A] → [].
+
+        Raises:
+            UnsupportedProblem: the fragments are cut anywhere, the world has no true reward, or there are too many fragments.
+        """
+        if self.cut != "start":
+            raise UnsupportedProblem("fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators")
+        world = problem.world
+        true = self._true_reward(world)
+        every = enumerate_fragments(world.transition_at(x), world.start, policy, self.length)
+        truth = (true[every.states, every.actions] * every.alive).sum(-1)
+        learned = (problem.reward.along(x, every.states, every.actions) * every.alive).sum(-1)
+        chance = self.teacher.probability(torch.stack(torch.broadcast_tensors(truth[:, None], truth[None, :]), -1))
+        loss = cross_entropy(learned[:, None] - learned[None, :], chance)
+        return every.probability @ loss @ every.probability
+
+    def gradient(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
+        """(∇_x f [D], ∇_π f [S, A]) of the enumeration, by one backward pass."""
+        by_x, by_policy = gradients(lambda x, policy: self.value(problem, x, policy), x, policy)
+        return by_x, by_policy
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def _steps(self, problem: Problem) -> int:
+        if self.steps is not None:
+            return self.steps
+        discount = problem.world.discount
+        return self.length + (ceil(log(0.01) / log(discount)) if discount > 0 else 0)
+
+    def _play(self, problem: Problem, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+        played: Trajectory = problem.world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator)
+        if played.rewards is None:
+            raise UnsupportedProblem("the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward")
+        return played
+
+    def _cut(self, trajectories: Trajectory, pairs: int, cut: Cut, generator: torch.Generator) -> Samples:
+        assert trajectories.rewards is not None
+        origin, offset = draw_places(trajectories, pairs, 2, self.length, cut, generator)
+        states, actions, alive, rewards = (
+            gather(table, origin, offset, self.length) for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
+        )
+        labels = self.teacher.label(rewards.sum(-1), generator)
+        return Samples(trajectories, origin, offset, Fragments(states, actions, alive, labels))
+
+    def _held_out(self, problem: Problem, generator: torch.Generator) -> tuple[Fragments, int]:
+        """Pairs out of what sixteen policies of random quality play, each compared with any other; and the environment steps spent."""
+        steps = self.length if self.cut == "start" else self._steps(problem)
+        per_policy = min(ceil(self.held_out_pairs / 8), 4)
+        played = [self._play(problem, problem.world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
+        order = torch.randperm(16 * per_policy, generator=generator, device=generator.device)
+        mixed = Trajectory(*(torch.cat([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards")))
+        return self._cut(mixed, self.held_out_pairs, self.cut, generator).fragments, mixed.alive.numel()
+
+    def _true_reward(self, world: object) -> Tensor:
+        true: Tensor | None = getattr(world, "true_reward", None)
+        if true is None:
+            raise UnsupportedProblem("the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward")
+        return true
+
+
+def _accuracy(logit: Tensor, outcome: Tensor) -> float:
+    """The share of decided pairs that r_x ranks as the label does; ½ where nothing is decided."""
+    decided = (outcome != 0.5) & ~outcome.isnan()
+    if not bool(decided.any()):
+        return 0.5
+    return float(((logit > 0) == (outcome > 0.5))[decided].float().mean())
+
+
+def _total(trajectories: Trajectory) -> Tensor:
+    assert trajectories.rewards is not None
+    return (trajectories.rewards * trajectories.alive).sum(-1).mean()
+
+

@@ -1,0 +1,80 @@
+"""The mathematics of one bilevel problem, and nothing about how it is solved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.types import MDP, Regularizer, RewardModel, UpperObjective, World
+
+__all__ = ["BilevelProblem"]
+
+
+@dataclass(frozen=True)
+class BilevelProblem:
+    """min_x φ(x) = f(x, π*(x)) with π*(x) the soft-optimal policy of M_τ(x) (mathematics §1).
+
+    Args:
+        world: the dynamics: what x cannot choose.
+        reward: r_x: what x chooses.
+        regularizer: τΩ, which makes π*(x) unique and differentiable.
+        objective: f.
+
+    Raises:
+        InvalidProblem: the tables of world and reward do not fit together.
+    """
+
+    world: World
+    reward: RewardModel
+    regularizer: Regularizer
+    objective: UpperObjective
+
+    def __post_init__(self) -> None:
+        if not self.tabular:
+            return
+        example = torch.zeros(self.dimension, dtype=self.reward.dtype, device=self.reward.device)
+        table = self.reward.at(example)  # type: ignore[attr-defined]
+        expected = (self.world.states, self.world.actions)  # type: ignore[attr-defined]
+        if tuple(table.shape[-2:]) != expected:
+            raise InvalidProblem(f"the reward is a table [S, A] = {list(table.shape[-2:])}, the world has {list(expected)}: build both for the same states and actions")
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.reward.dimension
+
+    @property
+    def tabular(self) -> bool:
+        """Whether world and reward are finite tables, so that exact solvers and estimators apply."""
+        return hasattr(self.world, "transition_at") and hasattr(self.reward, "at")
+
+    def at(self, x: Tensor) -> MDP:
+        """M_τ(x), the follower's decision problem: x [B, D].
+
+        Raises:
+            UnsupportedProblem: the problem is not tabular.
+        """
+        if not self.tabular:
+            raise UnsupportedProblem("the world is not a table, so M_τ(x) cannot be written down; use solvers.SAC and the sampled estimators")
+        world, reward = self.world, self.reward
+        return MDP(reward.at(x), world.transition_at(x), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
+
+    def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂backup(x, V)/∂x)ᵀ z with V held fixed, backup = r(x) + γP(x)V (mathematics §3).
+
+        Args:
+            x: [B, D].
+            value: [B, S] V.
+            cotangent: [B, S, A] z.
+
+        Returns:
+            [B, D]. Cost: one vector-Jacobian product of the reward, and one of P where P depends on x.
+        """
+        result: Tensor = self.reward.vjp(x, cotangent)  # type: ignore[attr-defined]
+        if self.world.depends_on_x:  # type: ignore[attr-defined]
+            outer = self.world.discount * cotangent.unsqueeze(-1) * value[..., None, None, :]
+            result = result + self.world.transition_vjp(x, outer)  # type: ignore[attr-defined]
+        return result

@@ -1,0 +1,54 @@
+"""The table of ids: strings and JSON only, so that importing the package loads neither torch nor a simulator."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+
+__all__ = ["CATALOGUE", "Entry", "register_ids"]
+
+
+class Entry(NamedTuple):
+    """One row of the catalogue."""
+
+    entry_point: str
+    """``module:function``, imported when the id is made."""
+    max_episode_steps: int
+    """The outer horizon: upper steps before truncation."""
+    summary: str
+    """One line for ``bilevel-gym list``."""
+    kwargs: dict[str, Any] = {}
+    """Arguments of the entry point, JSON."""
+    agents: tuple[str, ...] = ()
+    """The named agents that run on it, the first of them the default."""
+
+
+_TABULAR_AGENTS = ("m_sobirl", "exact")
+_PREFERENCE_AGENTS = ("sobirl", "drlhf")
+
+CATALOGUE: dict[str, Entry] = {
+    "bilevel/RandomMDP-v0": Entry(
+        "bilevel_gym.envs.random_mdp:random_mdp", 100, "the SoBiRL paper's synthetic problem: x in R^100, random dynamics, exact", agents=_TABULAR_AGENTS
+    ),
+    "bilevel/PendulumPreference-v0": Entry(
+        "bilevel_gym.envs.preference:gym_preference", 50, "reward from preferences, Pendulum-v1, SAC follower", {"env_id": "Pendulum-v1"}, _PREFERENCE_AGENTS
+    ),
+    "bilevel/HopperPreference-v0": Entry(
+        "bilevel_gym.envs.preference:gym_preference", 50, "reward from preferences, MuJoCo Hopper-v5, SAC follower", {"env_id": "Hopper-v5"}, _PREFERENCE_AGENTS
+    ),
+    "bilevel/HalfCheetahPreference-v0": Entry(
+        "bilevel_gym.envs.preference:gym_preference",
+        50,
+        "reward from preferences, MuJoCo HalfCheetah-v5, SAC follower",
+        {"env_id": "HalfCheetah-v5"},
+        _PREFERENCE_AGENTS,
+    ),
+}
+
+
+def register_ids() -> None:
+    """Enter the catalogue into Gymnasium's registry; calling it again changes nothing."""
+    for name, entry in CATALOGUE.items():
+        if name not in gym.registry:
+            gym.register(name, entry_point=entry.entry_point, max_episode_steps=entry.max_episode_steps, kwargs=dict(entry.kwargs))

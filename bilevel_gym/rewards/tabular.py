@@ -1,0 +1,115 @@
+"""Rewards on finitely many states and actions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem
+
+__all__ = ["LinearReward", "QuadraticReward"]
+
+ArrayLike = Any
+"""Anything that ``torch.as_tensor`` reads: an array, nested lists, a tensor."""
+
+
+class _Table(ABC):
+    """What the tabular rewards share: a box, a normal start, and the look-up of pairs."""
+
+    def __init__(self, dimension: int, bound: float, device: str | torch.device) -> None:
+        if not 0.0 < bound < float("inf"):
+            raise InvalidProblem(f"bound is {bound}: the box of x must be finite, such as 10")
+        self.dimension = dimension
+        self.bound = bound
+        self.dtype = torch.float64
+        self.device = torch.device(device)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The box of x: two arrays [D]."""
+        return np.full(self.dimension, -self.bound), np.full(self.dimension, self.bound)
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """A standard normal x, kept inside the box: [D]."""
+        return torch.randn(self.dimension, generator=generator, dtype=self.dtype, device=self.device).clamp_(-self.bound, self.bound)
+
+    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """r_x at state-action pairs: x [D], states and actions [...] → [...]."""
+        return self.at(x)[states, actions]
+
+    @abstractmethod
+    def at(self, x: Tensor) -> Tensor:
+        """r_x: [B, D] → [B, S, A]."""
+
+    @abstractmethod
+    def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂r_x/∂x)ᵀ cotangent: [B, S, A] → [B, D]."""
+
+
+class QuadraticReward(_Table):
+    """r_sa(x) = c_sa · xᵀMx, the synthetic problem of the SoBiRL paper.
+
+    Args:
+        coefficients: [S, A] or [B, S, A], c.
+        matrix: [D, D] or [B, D, D], M; it need not be symmetric.
+        bound: x lies in [−bound, bound]^D.
+        device: where the tables live.
+
+    Raises:
+        InvalidProblem: a shape does not fit.
+    """
+
+    def __init__(self, coefficients: ArrayLike, matrix: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
+        self.coefficients = _double(coefficients, device)
+        self.matrix = _double(matrix, device)
+        if self.coefficients.ndim < 2 or self.matrix.ndim < 2 or self.matrix.shape[-1] != self.matrix.shape[-2]:
+            raise InvalidProblem(f"coefficients {tuple(self.coefficients.shape)} must be [S, A] and matrix {tuple(self.matrix.shape)} square, [D, D]")
+        self._symmetric = self.matrix + self.matrix.mT
+        super().__init__(self.matrix.shape[-1], bound, device)
+
+    def at(self, x: Tensor) -> Tensor:
+        """r_x: [B, D] → [B, S, A]. Cost: O(D² + SA)."""
+        form = (x * (self.matrix @ x.unsqueeze(-1)).squeeze(-1)).sum(-1)
+        return self.coefficients * form[..., None, None]
+
+    def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """⟨c, cotangent⟩ (M + Mᵀ) x: [B, S, A] → [B, D]. Cost: O(D² + SA)."""
+        weight = (self.coefficients * cotangent).sum((-2, -1))
+        return weight.unsqueeze(-1) * (self._symmetric @ x.unsqueeze(-1)).squeeze(-1)
+
+
+class LinearReward(_Table):
+    """r_sa(x) = ⟨φ_sa, x⟩.
+
+    Args:
+        features: [S, A, D] or [B, S, A, D], φ; ``torch.eye(S * A).view(S, A, -1)`` makes x the reward table itself.
+        bound: x lies in [−bound, bound]^D.
+        device: where the tables live.
+
+    Raises:
+        InvalidProblem: the features do not have three axes.
+    """
+
+    def __init__(self, features: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
+        self.features = _double(features, device)
+        if self.features.ndim < 3:
+            raise InvalidProblem(f"features have shape {tuple(self.features.shape)}: they must be [S, A, D]")
+        super().__init__(self.features.shape[-1], bound, device)
+
+    def at(self, x: Tensor) -> Tensor:
+        """r_x: [B, D] → [B, S, A]. Cost: O(SAD)."""
+        return (self.features @ x[..., None, :, None]).squeeze(-1)
+
+    def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """Σ_sa φ_sa cotangent_sa: [B, S, A] → [B, D]. Cost: O(SAD)."""
+        return (cotangent.flatten(-2).unsqueeze(-2) @ self.features.flatten(-3, -2)).squeeze(-2)
+
+
+def _double(values: ArrayLike, device: str | torch.device) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().to(device=device, dtype=torch.float64)
+    return torch.as_tensor(np.asarray(values, dtype=np.float64), device=device).clone()

@@ -1,0 +1,112 @@
+"""Transitions without r_x, which is computed when a batch is sampled: no label is stale when x changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem
+
+__all__ = ["Batch", "Replay"]
+
+
+class Batch(NamedTuple):
+    """Transitions drawn from a replay; the observations and actions are views of one gathered tensor."""
+
+    states: Tensor
+    """[n, observation] s."""
+    actions: Tensor
+    """[n, action] a, in the environment's units."""
+    following: Tensor
+    """[n, observation] s', the last observation of an episode where it ended."""
+    terminated: Tensor
+    """[n] 1 where s' is an end, whose value is 0; a truncated episode has 0 here."""
+    rewards: Tensor
+    """[n] the true reward, which only teachers and metrics may read."""
+
+
+@dataclass
+class Replay:
+    """A ring of the last ``capacity`` transitions, each one row (s, a, s', terminated, true reward) of a preallocated tensor.
+
+    The tensor starts small and doubles until it has ``capacity`` rows: a short run allocates and saves little. One row a
+    transition makes sampling one gather.
+
+    Args:
+        observation_size: numbers in an observation.
+        action_size: numbers in an action.
+        capacity: transitions kept; the oldest are overwritten.
+        device: where they live.
+
+    Raises:
+        InvalidProblem: the capacity is not positive.
+    """
+
+    observation_size: int
+    action_size: int
+    capacity: int
+    device: str | torch.device = "cpu"
+    rows: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    """[allocated, 2·observation + action + 2] float32; those not yet written hold anything."""
+    written: int = 0
+    """Transitions ever added."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise InvalidProblem(f"the capacity of a replay is {self.capacity}: it must be positive")
+        if self.rows.ndim != 2:
+            self.rows = torch.empty(min(self.capacity, 4096), 2 * self.observation_size + self.action_size + 2, device=self.device)
+
+    def __len__(self) -> int:
+        """Transitions that can be drawn."""
+        return min(self.written, self.capacity)
+
+    def add(self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor) -> None:
+        """Append N transitions, the oldest making room.
+
+        Args:
+            states: [N, observation].
+            actions: [N, action], in the environment's units.
+            following: [N, observation], the last observation where the episode ended.
+            terminated: [N], true where ``following`` is an end (not where it was only truncated).
+            rewards: [N], true rewards.
+        """
+        fresh = torch.cat([states, actions, following, terminated[:, None].to(states.dtype), rewards[:, None]], -1)
+        kept = fresh[-self.capacity :]
+        self._reserve(min(self.capacity, self.written + len(fresh)))
+        first = (self.written + len(fresh) - len(kept)) % self.capacity
+        head = min(len(kept), self.capacity - first)
+        self.rows[first : first + head] = kept[:head]
+        self.rows[: len(kept) - head] = kept[head:]
+        self.written += len(fresh)
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """Draw ``count`` transitions uniformly, with replacement. Cost: one gather.
+
+        Raises:
+            IndexError: the replay is empty.
+        """
+        if not self.written:
+            raise IndexError("the replay is empty: nothing can be drawn from it")
+        index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        return self.at(index.to(self.rows.device))
+
+    def at(self, index: Tensor) -> Batch:
+        """The transitions in given rows: [n] → fields [n, ...]."""
+        rows = self.rows.index_select(0, index)
+        states, actions, following, ends = rows.split([self.observation_size, self.action_size, self.observation_size, 2], -1)
+        return Batch(states, actions, following, ends[:, 0], ends[:, 1])
+
+    def copy(self) -> Replay:
+        """Another replay with the same transitions, with no unused rows."""
+        return Replay(self.observation_size, self.action_size, self.capacity, self.device, self.rows[: max(1, len(self))].clone(), self.written)
+
+    def _reserve(self, rows: int) -> None:
+        allocated = len(self.rows)
+        if rows > allocated:
+            larger = torch.empty(min(self.capacity, max(rows, 2 * allocated)), self.rows.shape[1], device=self.rows.device)
+            larger[:allocated] = self.rows
+            self.rows = larger

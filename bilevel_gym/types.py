@@ -1,0 +1,476 @@
+"""The words that the stations share: what flows between them, and what each may ask of another.
+
+Axes: ``B`` problems in a batch (any number of leading axes, often none), ``S`` states, ``A`` actions, ``D`` the dimension of x,
+``N`` trajectories, ``T`` time, ``M`` tuples of ``I`` fragments of ``H`` steps.
+
+Nothing here computes. A station that needs another's *kind* of thing names the protocol here, never the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MDP",
+    "Budget",
+    "Estimator",
+    "Evaluation",
+    "Factor",
+    "Fragments",
+    "Hypergradient",
+    "LowerSolver",
+    "Memory",
+    "Oracle",
+    "Policy",
+    "Problem",
+    "Regularizer",
+    "Response",
+    "RewardModel",
+    "Samples",
+    "SampledObjective",
+    "TabularObjective",
+    "TabularReward",
+    "TabularWorldLike",
+    "Trajectory",
+    "UpperObjective",
+    "World",
+]
+
+
+# ---------------------------------------------------------------------------------------------- what flows
+
+
+class Factor(NamedTuple):
+    """An LU factorization of I − γP_π, as ``torch.linalg.lu_factor`` returns it."""
+
+    lu: Tensor
+    """[B, S, S] packed factors."""
+    pivots: Tensor
+    """[B, S] pivots."""
+
+
+@dataclass(frozen=True, slots=True)
+class MDP:
+    """The follower's decision problem M_τ(x) = (S, A, P(x), r(x), γ, τ, ρ) at one x (mathematics §1)."""
+
+    reward: Tensor
+    """[B, S, A] r(x)."""
+    transition: Tensor
+    """[B, S, A, S] P(x); a row sums to one less the probability that the episode ends there."""
+    start: Tensor
+    """[B, S] ρ."""
+    discount: float
+    """γ in [0, 1)."""
+    regularizer: Regularizer
+    """τΩ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """N trajectories of T steps, as ``World.rollout`` returns them."""
+
+    states: Tensor
+    """[N, T] state numbers (tabular) or [N, T, *observation]."""
+    actions: Tensor
+    """[N, T] action numbers or [N, T, *action]."""
+    alive: Tensor
+    """[N, T] bool: False from the step after an episode's end on; such steps count for nothing."""
+    rewards: Tensor | None = None
+    """[N, T] the world's own (true) reward, which only teachers and metrics may read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """M tuples of I trajectory pieces of H steps, with what the upper level observed of each tuple."""
+
+    states: Tensor
+    """[M, I, H] or [M, I, H, *observation]."""
+    actions: Tensor
+    """[M, I, H] or [M, I, H, *action]."""
+    alive: Tensor
+    """[M, I, H] bool: False from the step after the episode's end on; such steps count for nothing."""
+    outcome: Tensor
+    """[M] the observation, such as the label y of a comparison: 1 where the first is preferred, ½ for a tie; NaN where it was skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Fragments as places in the trajectories that they were cut from, so that what precedes and follows them is at hand.
+
+    ``origin`` and ``offset`` are uniform draws under the current policy: no query rule has chosen them.
+    """
+
+    trajectories: Trajectory
+    """[N, T]."""
+    origin: Tensor
+    """[M, I] which trajectory."""
+    offset: Tensor
+    """[M, I] the step at which the fragment starts."""
+    fragments: Fragments
+    """[M, I, H] the same fragments, gathered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the follower does about an x, with a certificate of how well."""
+
+    policy: Any
+    """π: [B, S, A] probabilities on tabular worlds, a frozen ``Policy`` elsewhere; never a live network."""
+    value: Tensor | None = None
+    """[B, S] V, where it exists."""
+    q: Tensor | None = None
+    """[B, S, A] Q, where it exists."""
+    gap: Tensor = field(default_factory=lambda: torch.tensor(float("inf")))
+    """[B] an upper bound of the soft Bellman residual ‖F(x,V) − V‖_∞, or the mean absolute soft TD error on a sampled batch; infinite before any solve."""
+    soft: bool = True
+    """False where a foreign solver does not solve the regularized problem: the hyper-gradient formulas do not hold then."""
+    steps: int = 0
+    """Lower-level steps that this solve took (sweeps, Newton steps or gradient updates)."""
+    env_steps: int = 0
+    """Environment steps that this solve took."""
+    converged: bool = False
+    """Whether the solver met its own tolerance (False for a fixed number of sweeps)."""
+    factor: Factor | None = None
+    """The LU of I − γP_π at *this* π, where the solver has one."""
+    state: Any = None
+    """The warm start: whatever the solver wants back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the upper level saw of a response."""
+
+    value: Tensor
+    """[B] f(x, π), or the mean loss of this step's fresh samples."""
+    fresh: Samples | None = None
+    """This step's on-policy samples; the only ones that a score function may weight."""
+    memory: Memory | None = None
+    """A view of the samples kept so far, for ∇l only."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Named numbers, kept apart from ``value``; see the glossary in the documentation."""
+    env_steps: int = 0
+    """Environment steps spent on it."""
+    comparisons: int = 0
+    """Labels asked of the teacher."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypergradient:
+    """∇φ(x) = direct + implicit, or an estimate of it."""
+
+    value: Tensor
+    """[B, D]."""
+    direct: Tensor
+    """[B, D] ∇_x f, or E[∇l]."""
+    implicit: Tensor
+    """[B, D] what x does to f through π*(x)."""
+    stats: Mapping[str, float] = field(default_factory=dict)
+    """Named diagnostics of the estimator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit on one solve, on top of the solver's own stopping rule."""
+
+    steps: int | None = None
+    """Lower-level steps at most."""
+
+
+# ---------------------------------------------------------------------------------------------- what each may ask
+
+
+class Regularizer(Protocol):
+    """τΩ on the simplex, seen through its conjugate (mathematics §2)."""
+
+    @property
+    def temperature(self) -> float:
+        """τ > 0."""
+        ...
+
+    def conjugate(self, q: Tensor) -> Tensor:
+        """τΩ*(q/τ): [B, S, A] → [B, S]."""
+        ...
+
+    def policy(self, q: Tensor) -> Tensor:
+        """π = ∇Ω*(q/τ): [B, S, A] → [B, S, A]."""
+        ...
+
+    def hessian_product(self, policy: Tensor, h: Tensor) -> Tensor:
+        """∇²Ω*(q/τ) h at the q that ``policy`` answers: [B, S, A] → [B, S, A]."""
+        ...
+
+    def penalty(self, policy: Tensor) -> Tensor:
+        """τΩ(π_s): [B, S, A] → [B, S]."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A frozen stochastic policy on observations, of worlds that are not tabular."""
+
+    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one action for each observation: [n, *observation] → [n, *action]."""
+        ...
+
+    def mean(self, observations: Tensor) -> Tensor:
+        """The deterministic action that evaluation plays: [n, *observation] → [n, *action]."""
+        ...
+
+
+class World(Protocol):
+    """The dynamics: what x cannot choose."""
+
+    @property
+    def discount(self) -> float:
+        """γ in [0, 1)."""
+        ...
+
+    def rollout(self, policy: Any, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+        """Play ``policy`` from the start law, ``trajectories`` times for ``steps`` steps."""
+        ...
+
+    def quadrature(self, policy: Any, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Actions and weights with Σ_k w_k g(s, a_k) ≈ E_{a~π(·|s)} g(s, a).
+
+        All actions with their probabilities where they are finitely many; ``count`` draws of weight 1/count elsewhere.
+
+        Args:
+            states: [n] or [n, *observation].
+
+        Returns:
+            actions [K, n, *action] and weights [K, n].
+        """
+        ...
+
+    def exploratory(self, generator: torch.Generator) -> Any:
+        """A policy of random quality, the same kind as ``rollout`` takes: what fixed held-out fragments are drawn with."""
+        ...
+
+
+class TabularWorldLike(World, Protocol):
+    """A world whose transition probabilities are known."""
+
+    @property
+    def start(self) -> Tensor:
+        """[B, S] ρ."""
+        ...
+
+    @property
+    def depends_on_x(self) -> bool:
+        """Whether P is a function of x."""
+        ...
+
+    @property
+    def states(self) -> int:
+        """S."""
+        ...
+
+    @property
+    def actions(self) -> int:
+        """A."""
+        ...
+
+    @property
+    def true_reward(self) -> Tensor | None:
+        """[B, S, A] the world's own reward, which only teachers and metrics may read."""
+        ...
+
+    def transition_at(self, x: Tensor) -> Tensor:
+        """P(x): [B, S, A, S]."""
+        ...
+
+    def transition_vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂P(x)/∂x)ᵀ cotangent: [B, S, A, S] → [B, D]."""
+        ...
+
+
+class RewardModel(Protocol):
+    """r_x: what x chooses."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of x: float64 on tabular worlds, float32 for networks."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where x lives."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The box of x: two arrays [D], finite."""
+        ...
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """A random x to start from: [D]."""
+        ...
+
+    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """r_x at state-action pairs, differentiable in x: [...], [...] → [...]."""
+        ...
+
+
+class TabularReward(RewardModel, Protocol):
+    """A reward on finitely many states and actions."""
+
+    def at(self, x: Tensor) -> Tensor:
+        """r_x: [B, D] → [B, S, A]."""
+        ...
+
+    def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂r_x/∂x)ᵀ cotangent: [B, S, A] → [B, D]."""
+        ...
+
+
+class Memory(Protocol):
+    """Samples kept from earlier steps."""
+
+    def __len__(self) -> int:
+        """How many tuples it holds."""
+        ...
+
+    def sample(self, count: int, generator: torch.Generator) -> Fragments:
+        """Draw ``count`` tuples uniformly, with replacement."""
+        ...
+
+
+class UpperObjective(Protocol):
+    """f(x, π)."""
+
+    def start(self) -> Any:
+        """The memory before the first evaluation: environment state, not the objective's."""
+        ...
+
+    def evaluate(self, problem: Any, x: Tensor, response: Response, memory: Any, generator: torch.Generator) -> tuple[Evaluation, Any]:
+        """Look at a response; returns what was seen, and the memory afterwards. The memory given is not changed."""
+        ...
+
+
+@runtime_checkable
+class TabularObjective(UpperObjective, Protocol):
+    """A model-based f, differentiable in x and in π."""
+
+    def value(self, problem: Any, x: Tensor, policy: Tensor) -> Tensor:
+        """f(x, π): [B, D], [B, S, A] → [B]."""
+        ...
+
+    def gradient(self, problem: Any, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
+        """(∇_x f [B, D], ∇_π f [B, S, A])."""
+        ...
+
+
+@runtime_checkable
+class SampledObjective(UpperObjective, Protocol):
+    """A model-free f(x, π) = E[l(d_1, …, d_I; x)] over fragments of π."""
+
+    def loss(self, problem: Any, x: Tensor, fragments: Fragments) -> Tensor:
+        """l of each tuple, differentiable in x, 0 where it was skipped: [M]."""
+        ...
+
+
+class Problem(Protocol):
+    """The mathematics of one bilevel problem, and nothing about how it is solved; ``bilevel_gym.BilevelProblem`` is the class."""
+
+    @property
+    def world(self) -> Any:
+        """A ``World``."""
+        ...
+
+    @property
+    def reward(self) -> Any:
+        """A ``RewardModel``."""
+        ...
+
+    @property
+    def regularizer(self) -> Regularizer:
+        """τΩ."""
+        ...
+
+    @property
+    def objective(self) -> Any:
+        """An ``UpperObjective``."""
+        ...
+
+    @property
+    def tabular(self) -> bool:
+        """Whether world and reward are finite tables."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    def at(self, x: Tensor) -> MDP:
+        """M_τ(x) on a tabular world."""
+        ...
+
+    def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂backup(x, V)/∂x)ᵀ cotangent, V held fixed: [B, S, A] → [B, D]."""
+        ...
+
+
+class LowerSolver(Protocol):
+    """How the follower learns. A user's own solver is any object with these two methods."""
+
+    def start(self, problem: Any) -> Response:
+        """The follower before it has seen any x."""
+        ...
+
+    def solve(self, problem: Any, x: Tensor, *, warm: Response | None, budget: Budget | None, generator: torch.Generator) -> Response:
+        """Answer x, starting from ``warm`` (``start(problem)`` where it is None)."""
+        ...
+
+
+class Oracle(Protocol):
+    """What an estimator may ask of the environment; each use is counted and leaves the environment as it was."""
+
+    @property
+    def problem(self) -> Any:
+        """The problem that is being solved."""
+        ...
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of the estimator's random draws."""
+        ...
+
+    def solve(self, x: Tensor, warm: Response | None = None) -> Response:
+        """The follower's response at another x."""
+        ...
+
+    def evaluate(self, x: Tensor, response: Response) -> Evaluation:
+        """Another look at a response."""
+        ...
+
+    def rollout(self, policy: Any, *, trajectories: int, steps: int) -> Trajectory:
+        """More trajectories of a policy."""
+        ...
+
+
+class Estimator(Protocol):
+    """A hyper-gradient estimator; like an Optax transform, with all state in the open."""
+
+    def supports(self, problem: Any) -> str | None:
+        """None, or the reason why this estimator does not fit the problem."""
+        ...
+
+    def init(self, oracle: Oracle) -> Any:
+        """The state before the first estimate."""
+        ...
+
+    def __call__(self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: Any) -> tuple[Hypergradient, Any]:
+        """One estimate of ∇φ(x), and the state afterwards."""
+        ...

@@ -1,0 +1,8 @@
+"""The dynamics: what x cannot choose."""
+
+from bilevel_gym.worlds.mujoco import mujoco_world
+from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
+from bilevel_gym.worlds.tabular import ControlledWorld, TabularWorld
+from bilevel_gym.worlds.vector import Simulation, Transition, VectorWorld
+
+__all__ = ["ControlledWorld", "LinearPolicy", "Simulation", "TabularWorld", "Transition", "UniformPolicy", "VectorWorld", "mujoco_world"]

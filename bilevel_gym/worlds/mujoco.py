@@ -1,0 +1,31 @@
+"""MuJoCo's locomotion tasks as worlds of fixed horizon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bilevel_gym.errors import require
+from bilevel_gym.worlds.vector import VectorWorld
+
+__all__ = ["mujoco_world"]
+
+
+def mujoco_world(env_id: str, *, horizon: int = 1000, discount: float = 0.99, device: str | torch.device = "cpu", **env_kwargs: Any) -> VectorWorld:
+    """A MuJoCo task, such as ``mujoco_world("Hopper-v5")``, in which falling does not end the episode.
+
+    Args:
+        env_id: a registered id of Gymnasium's MuJoCo family.
+        horizon: steps of an episode.
+        discount: γ in [0, 1).
+        device: where the tensors go; the simulator itself is on the CPU.
+        **env_kwargs: arguments of the environment, such as ``ctrl_cost_weight=0.0``.
+
+    Raises:
+        MissingExtra: MuJoCo is not installed.
+        InvalidProblem: as for ``VectorWorld``.
+    """
+    require("mujoco", "mujoco")
+    require("imageio", "mujoco")  # Gymnasium imports it with every MuJoCo task, even where nothing is rendered
+    return VectorWorld(env_id, discount, horizon=horizon, env_kwargs=env_kwargs, device=device)

@@ -1,0 +1,200 @@
+"""Finite worlds whose transition probabilities are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import vjp
+from bilevel_gym.types import Trajectory
+
+__all__ = ["ControlledWorld", "TabularWorld"]
+
+ArrayLike = Any
+"""Anything that ``torch.as_tensor`` reads: an array, nested lists, a tensor."""
+
+
+class TabularWorld:
+    """A finite world with P, ρ and γ (mathematics §1); P does not depend on x.
+
+    An ended episode has value 0 and earns no entropy: a row of P sums to one less the probability that the episode ends there.
+
+    Args:
+        transition: [S, A, S] or [B, S, A, S], P(s' | s, a).
+        start: [S] or [B, S], ρ.
+        discount: γ in [0, 1).
+        termination: [S, A] or [B, S, A], the probability that the episode ends after (s, a); 0 everywhere by default.
+        true_reward: [S, A] or [B, S, A], the world's own reward, which only teachers and metrics read.
+        device: where the tables live.
+
+    Raises:
+        InvalidProblem: a shape does not fit, a probability is negative, a row with its termination does not sum to one, or γ ≥ 1.
+    """
+
+    depends_on_x = False
+
+    def __init__(
+        self,
+        transition: ArrayLike,
+        start: ArrayLike,
+        discount: float,
+        termination: ArrayLike | None = None,
+        *,
+        true_reward: ArrayLike | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.transition = _table(transition, device)
+        if self.transition.ndim < 3 or self.transition.shape[-1] != self.transition.shape[-3]:
+            raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: it must be [S, A, S] or [B, S, A, S]")
+        ends = torch.zeros_like(self.transition[..., 0]) if termination is None else _table(termination, device)
+        _check_rows(self.transition, ends)
+        self.termination = ends
+        self.start = _check_start(_table(start, device), self.states)
+        self.discount = _check_discount(discount)
+        self.true_reward = None if true_reward is None else _table(true_reward, device)
+        if self.true_reward is not None and self.true_reward.shape[-2:] != (self.states, self.actions):
+            raise InvalidProblem(f"true_reward has shape {tuple(self.true_reward.shape)}: it must end with [S, A] = [{self.states}, {self.actions}]")
+
+    @property
+    def states(self) -> int:
+        """S."""
+        return self.transition.shape[-3]
+
+    @property
+    def actions(self) -> int:
+        """A."""
+        return self.transition.shape[-2]
+
+    def transition_at(self, x: Tensor) -> Tensor:
+        """P, whatever x is: [B, S, A, S]."""
+        return self.transition
+
+    def transition_vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """Zero: P does not depend on x. [B, S, A, S] → [B, D]."""
+        return torch.zeros_like(x)
+
+    def rollout(self, policy: Tensor, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+        """Play a policy from ρ (see ``play``)."""
+        return play(self.transition, self.start, self.true_reward, policy, trajectories, steps, generator)
+
+    def quadrature(self, policy: Tensor, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """All actions with their probabilities, so that the mean over π is exact; ``count`` and ``generator`` are not used.
+
+        Args:
+            policy: [S, A].
+            states: [n].
+
+        Returns:
+            actions [A, n] and weights [A, n].
+        """
+        return torch.arange(self.actions, device=states.device)[:, None].expand(-1, states.shape[0]), policy[states].mT
+
+    def exploratory(self, generator: torch.Generator) -> Tensor:
+        """Logits drawn from N(0, 2²) in every state: from nearly uniform to nearly greedy rows. [S, A]."""
+        logits = torch.randn(self.states, self.actions, generator=generator, dtype=self.transition.dtype, device=self.transition.device)
+        return torch.softmax(2.0 * logits, -1)
+
+
+class ControlledWorld(TabularWorld):
+    """A finite world whose P is a differentiable function of x, such as a leader's mixed action (mathematics §1).
+
+    Args:
+        kernel: x [B, D] → P(x) [B, S, A, S], written in torch; rows may sum to less than one, the rest ends the episode.
+        example: an x [D] at which P is checked.
+        start: [S], ρ.
+        discount: γ in [0, 1).
+
+    Raises:
+        InvalidProblem: as for ``TabularWorld``, at ``example``.
+    """
+
+    depends_on_x = True
+
+    def __init__(self, kernel: Callable[[Tensor], Tensor], example: ArrayLike, start: ArrayLike, discount: float, *, true_reward: ArrayLike | None = None, device: str | torch.device = "cpu") -> None:
+        self.kernel = kernel
+        transition = kernel(_table(example, device)).detach()
+        super().__init__(transition, start, discount, 1.0 - transition.sum(-1), true_reward=true_reward, device=device)
+
+    def transition_at(self, x: Tensor) -> Tensor:
+        """P(x): [B, D] → [B, S, A, S]."""
+        return self.kernel(x)
+
+    def transition_vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂P(x)/∂x)ᵀ cotangent, by one backward pass: [B, S, A, S] → [B, D]."""
+        return vjp(self.kernel, x, cotangent)
+
+    def rollout(self, policy: Tensor, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+        """Refused: a rollout needs an x.
+
+        Raises:
+            InvalidProblem: always.
+        """
+        raise InvalidProblem("P depends on x here, so a rollout is not defined by the policy alone; use the exact estimators for this world")
+
+
+def play(transition: Tensor, start: Tensor, true_reward: Tensor | None, policy: Tensor, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+    """Draw trajectories of a tabular policy, all of them at once.
+
+    Args:
+        transition: [S, A, S], sub-stochastic rows end the episode.
+        start: [S].
+        true_reward: [S, A] or None.
+        policy: [S, A].
+
+    Returns:
+        [N, T] states and actions. Cost: O(T·N·S).
+    """
+    count, actions, device = transition.shape[0], transition.shape[1], transition.device
+    ended = 1.0 - transition.sum(-1, keepdim=True)
+    moves = torch.cat([transition, ended.clamp_min(0.0)], -1).reshape(count * actions, count + 1)
+    state = torch.multinomial(start, trajectories, replacement=True, generator=generator)
+    alive = torch.ones(trajectories, dtype=torch.bool, device=device)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _ in range(steps):
+        action = torch.multinomial(policy[state], 1, generator=generator).squeeze(-1)
+        seen.append((state, action, alive))
+        following = torch.multinomial(moves[state * actions + action], 1, generator=generator).squeeze(-1)
+        alive = alive & (following < count)
+        state = torch.where(alive, following, state)
+    states, chosen, living = (torch.stack(column, 1) for column in zip(*seen, strict=True))
+    rewards = None if true_reward is None else true_reward[states, chosen] * living
+    return Trajectory(states, chosen, living, rewards)
+
+
+def _table(values: ArrayLike, device: str | torch.device) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().to(device=device, dtype=torch.float64)
+    return torch.as_tensor(np.asarray(values, dtype=np.float64), device=device).clone()
+
+
+def _check_rows(transition: Tensor, termination: Tensor) -> None:
+    if termination.shape != transition.shape[:-1]:
+        raise InvalidProblem(f"termination has shape {tuple(termination.shape)}: it must be {tuple(transition.shape[:-1])}, one number for each state and action")
+    if not bool(torch.isfinite(transition).all()) or bool((transition < 0).any()) or bool((termination < -1e-12).any()):
+        raise InvalidProblem("transition and termination must be probabilities: some are negative or not finite")
+    total = transition.sum(-1) + termination
+    worst = int((total - 1.0).abs().argmax())
+    if abs(float(total.flatten()[worst]) - 1.0) > 1e-8:
+        index = tuple(int(i) for i in np.unravel_index(worst, tuple(total.shape)))
+        raise InvalidProblem(
+            f"transition rows must sum to one together with termination: at (s, a) = {index} the sum is {float(total.flatten()[worst]):.6g}; normalise the row, or give the missing mass as termination"
+        )
+
+
+def _check_start(start: Tensor, states: int) -> Tensor:
+    if start.shape[-1:] != (states,):
+        raise InvalidProblem(f"start has shape {tuple(start.shape)}: it must end with [S] = [{states}]")
+    if bool((start < 0).any()) or not bool(((start.sum(-1) - 1.0).abs() < 1e-8).all()):
+        raise InvalidProblem("start must be a distribution over states: non-negative, with sum one")
+    return start
+
+
+def _check_discount(discount: float) -> float:
+    if not 0.0 <= discount < 1.0:
+        raise InvalidProblem(f"discount is {discount}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")
+    return float(discount)

@@ -1,0 +1,262 @@
+"""Any Gymnasium environment with flat observations and box actions, played for a fixed number of steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.types import Policy, Trajectory
+from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
+
+__all__ = ["Simulation", "Transition", "VectorWorld"]
+
+Env = gym.Env[Any, Any]
+
+
+class Transition(NamedTuple):
+    """What one step of N parallel episodes brought."""
+
+    following: Tensor
+    """[N, observation] s': the *last* observation of an episode that has just ended, never the first of the next one."""
+    rewards: Tensor
+    """[N] the true reward, which only teachers and metrics may read."""
+    terminated: Tensor
+    """[N] bool: s' is an end, so its value is 0."""
+    truncated: Tensor
+    """[N] bool: the horizon was reached; s' has a value, and a learner must bootstrap from it."""
+
+
+class Simulation:
+    """N live copies of an environment; an episode that ends starts anew within the same step (SAME_STEP autoreset).
+
+    Args:
+        envs: the copies.
+        device: where the tensors go.
+    """
+
+    def __init__(self, envs: list[Env], device: torch.device) -> None:
+        self.envs = envs
+        self.device = device
+        self._observations: Tensor | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether an action may follow: False before the first ``reset``, and after a step that an exception cut short."""
+        return self._observations is not None
+
+    @property
+    def observations(self) -> Tensor:
+        """[N, observation] what to act on next.
+
+        Raises:
+            RuntimeError: there is nothing to act on; call ``reset``.
+        """
+        if self._observations is None:
+            raise RuntimeError("no episode is under way; call reset(seed) first")
+        return self._observations
+
+    def reset(self, seed: int) -> Tensor:
+        """Start N episodes, which depend on the seed alone: [N, observation]."""
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.envs))
+        rows = [env.reset(seed=int(number))[0] for env, number in zip(self.envs, seeds, strict=True)]
+        self._observations = self._float(rows)
+        return self._observations
+
+    def step(self, actions: Tensor) -> Transition:
+        """Play one action in each copy.
+
+        Args:
+            actions: [N, action], in the environment's units.
+
+        Returns:
+            what came of it; ``observations`` has moved on to what follows.
+        """
+        moves = actions.detach().cpu().numpy()
+        following, current, rewards, terminated, truncated = [], [], [], [], []
+        self._observations = None  # an exception in here leaves some copies a step ahead: no action may follow then
+        for env, move in zip(self.envs, moves, strict=True):
+            observation, reward, ended, stopped, _ = env.step(move)
+            following.append(observation)
+            rewards.append(float(reward))
+            terminated.append(ended)
+            truncated.append(stopped)
+            current.append(env.reset()[0] if ended or stopped else observation)
+        final = self._float(following)
+        restarted = any(terminated) or any(truncated)
+        self._observations = self._float(current) if restarted else final
+        return Transition(final, self._float(rewards), self._bool(terminated), self._bool(truncated))
+
+    def close(self) -> None:
+        """Close every copy."""
+        for env in self.envs:
+            env.close()
+
+    def _float(self, rows: list[Any]) -> Tensor:
+        return torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.device)
+
+    def _bool(self, flags: list[bool]) -> Tensor:
+        return torch.tensor(flags, dtype=torch.bool, device=self.device)
+
+
+@dataclass(frozen=True)
+class VectorWorld:
+    """A registered Gymnasium environment as a world: a description, from which live copies are opened.
+
+    Every episode has ``horizon`` steps: the time limit is replaced, and where the environment has a switch
+    ``terminate_when_unhealthy`` (MuJoCo) it is turned off. Otherwise the length of an episode would tell the follower about
+    the true reward, whatever r_x says.
+
+    Args:
+        env_id: a registered id, such as ``"Pendulum-v1"``; ``"module:id"`` imports the module first.
+        discount: γ in [0, 1).
+        horizon: steps of an episode.
+        env_kwargs: more arguments of ``gymnasium.make``; these win over ``terminate_when_unhealthy=False``.
+        device: where the tensors go.
+
+    Raises:
+        InvalidProblem: observations are not a flat box, actions are not a bounded flat box, or a number is out of range.
+    """
+
+    env_id: str
+    discount: float
+    _: KW_ONLY
+    horizon: int
+    env_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    device: str | torch.device = "cpu"
+    observation_size: int = field(init=False, compare=False)
+    """Numbers in an observation."""
+    action_size: int = field(init=False, compare=False)
+    """Numbers in an action."""
+    action_low: Tensor = field(init=False, compare=False, repr=False)
+    """[action] the lower corner of the box of actions."""
+    action_high: Tensor = field(init=False, compare=False, repr=False)
+    """[action] the upper corner."""
+    _envs: list[Env] = field(init=False, compare=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.discount < 1.0:
+            raise InvalidProblem(f"discount is {self.discount}: it must be in [0, 1); use e.g. 0.99")
+        if self.horizon < 1:
+            raise InvalidProblem(f"horizon is {self.horizon}: an episode has at least one step")
+        arguments = {**_fixed_length(gym.spec(self.env_id)), **dict(self.env_kwargs)}
+        self._set(env_kwargs=tuple(sorted(arguments.items())), device=torch.device(self.device))
+        env = self._make()
+        observations, actions = env.observation_space, env.action_space
+        if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
+            raise InvalidProblem(f"{self.env_id} has observations {observations}: a flat Box is needed; wrap it, e.g. in gymnasium.wrappers.FlattenObservation, and register that")
+        if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
+            raise InvalidProblem(f"{self.env_id} has actions {actions}: a flat Box with finite bounds is needed")
+        low, high = (torch.from_numpy(edge.astype(np.float32)).to(self.device) for edge in (actions.low, actions.high))
+        self._set(observation_size=observations.shape[0], action_size=actions.shape[0], action_low=low, action_high=high)
+        self._envs.append(env)
+
+    def open(self, num_envs: int, seed: int) -> Simulation:
+        """Open live copies of one's own, each at the start of an episode.
+
+        Args:
+            num_envs: N.
+            seed: of the resets; the same seed and actions give the same episodes.
+        """
+        simulation = Simulation([self._make() for _ in range(num_envs)], torch.device(self.device))
+        simulation.reset(seed)
+        return simulation
+
+    def rollout(self, policy: Policy, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+        """Play ``policy`` from the start law in N parallel copies.
+
+        The result is a function of the policy and the generator's state alone: the copies are kept between calls, and each
+        call resets them with seeds drawn from the generator.
+
+        Args:
+            trajectories: N.
+            steps: T; steps past the horizon are not ``alive``.
+            generator: the source of the resets and of the actions.
+
+        Returns:
+            states [N, T, observation] float32, actions [N, T, action], alive [N, T], true rewards [N, T] (0 where not alive;
+            states and actions stand still there). Cost: N·T environment steps, and T calls of the policy.
+        """
+        while len(self._envs) < trajectories:
+            self._envs.append(self._make())
+        simulation = Simulation(self._envs[:trajectories], torch.device(self.device))
+        simulation.reset(draw_seed(generator))
+        alive = torch.ones(trajectories, dtype=torch.bool, device=simulation.device)
+        state, seen = simulation.observations, []
+        with torch.no_grad():
+            for _ in range(steps):
+                action = policy.sample(state, generator)
+                moved = simulation.step(action)
+                seen.append((state, action, alive, moved.rewards * alive))
+                alive = alive & ~(moved.terminated | moved.truncated)
+                state = torch.where(alive[:, None], moved.following, state)
+                if not bool(alive.any()):
+                    break
+        columns = [torch.stack(column, 1) for column in zip(*seen, strict=True)]
+        states, actions, living, rewards = (_lengthen(column, steps) for column in columns)
+        living[:, len(seen) :] = False
+        rewards[:, len(seen) :] = 0.0
+        return Trajectory(states, actions, living, rewards)
+
+    def quadrature(self, policy: Policy, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``count`` draws of equal weight in each state, from one call of the policy.
+
+        Args:
+            states: [n, observation].
+            count: K.
+
+        Returns:
+            actions [K, n, action] and weights [K, n], all 1/K. Cost: one batch of K·n draws.
+        """
+        repeated = states.expand(count, *states.shape).flatten(0, 1)
+        with torch.no_grad():
+            actions = policy.sample(repeated, generator)
+        weights = torch.full((count, states.shape[0]), 1.0 / count, dtype=states.dtype, device=states.device)
+        return actions.view(count, states.shape[0], -1), weights
+
+    def uniform(self) -> UniformPolicy:
+        """Actions drawn uniformly from the box, whatever the observation is."""
+        return UniformPolicy(self.action_low, self.action_high)
+
+    def exploratory(self, generator: torch.Generator) -> LinearPolicy:
+        """A random linear feedback of random gain and noise, from nearly still to bang-bang (see ``LinearPolicy.random``)."""
+        return LinearPolicy.random(self.observation_size, self.action_low, self.action_high, generator)
+
+    def _make(self) -> Env:
+        return gym.make(self.env_id, max_episode_steps=self.horizon, disable_env_checker=True, **dict(self.env_kwargs))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the live copies, which cannot be pickled."""
+        return {**self.__dict__, "_envs": []}
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for something that is not torch, drawn from a torch generator."""
+    return int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+
+
+def _fixed_length(spec: EnvSpec) -> dict[str, Any]:
+    """The argument that keeps a fall from ending the episode, where the environment has it."""
+    entry = spec.entry_point
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    if creator is None or "terminate_when_unhealthy" not in inspect.signature(creator).parameters:
+        return {}
+    return {"terminate_when_unhealthy": False}
+
+
+def _lengthen(column: Tensor, steps: int) -> Tensor:
+    """Repeat the last step until there are ``steps``: [N, t, ...] → [N, T, ...]."""
+    missing = steps - column.shape[1]
+    return column if missing == 0 else torch.cat([column, column[:, -1:].expand(-1, missing, *column.shape[2:])], 1)

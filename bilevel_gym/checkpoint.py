@@ -29,36 +29,44 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 def pack(value: Any) -> Any:
     """A copy of ``value`` made of plain data and tensors.
 
-    Fields of dataclasses whose metadata say ``{"transient": True}`` (live simulators) become None. Views that share one storage,
-    such as the parts of a flat parameter vector, are copied apart.
+    Fields of dataclasses whose metadata say ``{"transient": True}`` (live simulators) become None, those with ``init=False`` are
+    derived from the others and left out. Tensors on an accelerator are copied to main memory, and ``unpack`` takes them back to their
+    device. Views that share one storage, such as the parts of a flat parameter vector, are copied apart.
 
     Raises:
         CheckpointError: a part is of a kind that cannot be saved; the message names it.
     """
-    if isinstance(value, _PLAIN):
+    if isinstance(value, np.generic):  # before the plain kinds: np.float64 is a float, and torch.load refuses it
+        return value.item()
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return _pack_tensor(value)
     if isinstance(value, np.ndarray):
-        return {_TAG: "ndarray", "value": torch.from_numpy(value.copy())}
-    if isinstance(value, np.generic):
-        return value.item()
+        return {_TAG: "ndarray", "value": _pack_array(value)}
     if isinstance(value, torch.Generator):
         return {_TAG: "torch.Generator", "device": str(value.device), "state": value.get_state()}
     if isinstance(value, np.random.Generator):
         return {_TAG: "numpy.Generator", "state": _strings(value.bit_generator.state)}
+    if isinstance(value, torch.device | torch.dtype):
+        return {_TAG: f"torch.{type(value).__name__}", "value": str(value)}
     if isinstance(value, dict):
-        return {key: pack(item) for key, item in value.items()}
+        return {_key(key): pack(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        kept = {f.name: None if f.metadata.get("transient") else pack(getattr(value, f.name)) for f in fields(value)}
+        kept = {f.name: None if f.metadata.get("transient") else pack(getattr(value, f.name)) for f in fields(value) if f.init}
         return {_TAG: f"{type(value).__module__}:{type(value).__qualname__}", "fields": kept}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {_TAG: f"{type(value).__module__}:{type(value).__qualname__}", "fields": {name: pack(getattr(value, name)) for name in value._fields}}
+        return {
+            _TAG: f"{type(value).__module__}:{type(value).__qualname__}",
+            "fields": {name: pack(getattr(value, name)) for name in value._fields},
+        }
     if isinstance(value, tuple):
         return {_TAG: "tuple", "items": [pack(item) for item in value]}
     if isinstance(value, list):
         return [pack(item) for item in value]
-    raise CheckpointError(f"{type(value).__name__} cannot be saved; make it a dataclass of tensors and numbers, or mark the field as transient")
+    raise CheckpointError(
+        f"{type(value).__name__} cannot be saved; make it a dataclass of tensors and numbers, or mark the field as transient"
+    )
 
 
 def unpack(value: Any) -> Any:
@@ -78,12 +86,18 @@ def unpack(value: Any) -> Any:
         return {key: unpack(item) for key, item in value.items()}
     if tag == "ndarray":
         return value["value"].numpy().copy()
+    if tag == "tensor":
+        return _on_device(value["device"], value["value"])
     if tag == "tuple":
         return tuple(unpack(item) for item in value["items"])
     if tag == "torch.Generator":
-        generator = torch.Generator(device=value["device"])
+        generator = _generator(value["device"])
         generator.set_state(value["state"])
         return generator
+    if tag == "torch.device":
+        return torch.device(value["value"])
+    if tag == "torch.dtype":
+        return getattr(torch, value["value"].removeprefix("torch."))
     if tag == "numpy.Generator":
         return _numpy_generator(value["state"])
     return _rebuild(tag, {name: unpack(item) for name, item in value["fields"].items()})
@@ -94,11 +108,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        torch.save({"version": VERSION, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            torch.save({"version": VERSION, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -114,9 +131,12 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version, state = content["version"], content["state"]
     except Exception as error:
-        raise CheckpointError(f"{path} is not a checkpoint of this package, or it is damaged ({error})") from error
+        reason = str(error).strip().partition("\n")[0]  # torch explains itself over many lines, the rest is in the traceback
+        raise CheckpointError(f"{path} is not a checkpoint of this package, or it is damaged ({type(error).__name__}: {reason})") from error
     if version != VERSION:
-        raise CheckpointError(f"{path} has layout version {version}, this package reads {VERSION}; use the release that wrote it, or train again")
+        raise CheckpointError(
+            f"{path} has layout version {version}, this package reads {VERSION}; use the release that wrote it, or train again"
+        )
     result: dict[str, Any] = state
     return result
 
@@ -127,9 +147,49 @@ def _rebuild(tag: str, kept: dict[str, Any]) -> Any:
         raise CheckpointError(f"the checkpoint names the class {tag}, which is not of this package: it is refused")
     try:
         made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint holds a {tag} that this release does not have ({error})") from error
+    # Anything else that the module holds, a function or what it imports, would be called with what the file says.
+    if not (isinstance(made, type) and made.__module__ == module and (is_dataclass(made) or hasattr(made, "_fields"))):
+        raise CheckpointError(f"the checkpoint names {tag}, which is not a class of plain fields: it is refused")
+    try:
         return made(**kept)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"the checkpoint holds a {tag} that this release cannot rebuild ({error})") from error
+    except TypeError as error:
+        raise CheckpointError(f"the checkpoint holds a {tag} whose fields this release does not know ({error})") from error
+
+
+def _key(key: Any) -> Any:
+    if key == _TAG:
+        raise CheckpointError(f"a dictionary with the key {_TAG!r} cannot be saved: it marks what is not a dictionary")
+    if type(key) not in _PLAIN:
+        raise CheckpointError(f"a dictionary with a {type(key).__name__} as a key cannot be saved; use text or numbers")
+    return key
+
+
+def _pack_tensor(value: torch.Tensor) -> Any:
+    copy = value.detach().clone()
+    return copy if copy.device.type == "cpu" else {_TAG: "tensor", "device": str(copy.device), "value": copy.cpu()}
+
+
+def _pack_array(value: np.ndarray) -> torch.Tensor:
+    try:
+        return torch.from_numpy(value.copy())
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"an array of {value.dtype} cannot be saved; make it one of numbers") from error
+
+
+def _on_device(device: str, value: torch.Tensor) -> torch.Tensor:
+    try:
+        return value.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"the checkpoint holds tensors of {device}, which this machine does not have") from error
+
+
+def _generator(device: str) -> torch.Generator:
+    try:
+        return torch.Generator(device=device)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint holds a generator of {device}, which this machine does not have") from error
 
 
 def _numpy_generator(state: dict[str, Any]) -> np.random.Generator:
@@ -137,14 +197,21 @@ def _numpy_generator(state: dict[str, Any]) -> np.random.Generator:
     if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
         raise CheckpointError(f"the checkpoint names an unknown bit generator {state['bit_generator']!r}")
     bits = kind()
-    bits.state = {key: _integers(item) if key == "state" else item for key, item in state.items()}
+    bits.state = _numbers(state)
     return np.random.Generator(bits)
 
 
-def _strings(state: Any) -> dict[str, Any]:
-    """The 128-bit integers of a bit generator's state as text, which every loader reads."""
-    return {key: {k: str(v) for k, v in item.items()} if key == "state" else item for key, item in state.items()}
+def _strings(state: Any) -> Any:
+    """A bit generator's state with its 128-bit integers as text, which every loader reads."""
+    if isinstance(state, dict):
+        return {key: _strings(item) for key, item in state.items()}
+    return state if isinstance(state, str) else pack(state) if isinstance(state, np.ndarray) else {_TAG: "int", "value": str(state)}
 
 
-def _integers(state: dict[str, str]) -> dict[str, int]:
-    return {key: int(item) for key, item in state.items()}
+def _numbers(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    tag = state.get(_TAG)
+    if tag is None:
+        return {key: _numbers(item) for key, item in state.items()}
+    return int(state["value"]) if tag == "int" else unpack(state)

@@ -1,6 +1,20 @@
 """Agents that act on the outer environment: one class, and a named constructor a paper."""
 
+from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
 from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent, Optimizer
-from bilevel_gym.agents.recipes import exact, m_sobirl
+from bilevel_gym.agents.recipes import drlhf, exact, m_sobirl, sobirl
 
-__all__ = ["Callback", "HypergradientAgent", "Optimizer", "exact", "m_sobirl"]
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "Checkpointer",
+    "HypergradientAgent",
+    "Optimizer",
+    "StopOnSignal",
+    "TensorBoardLogger",
+    "drlhf",
+    "exact",
+    "m_sobirl",
+    "sobirl",
+    "together",
+]

@@ -9,9 +9,10 @@ import gymnasium as gym
 import torch
 
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
-from bilevel_gym.hypergradients import Exact, Implicit
+from bilevel_gym.hypergradients import Exact, Implicit, ScoreFunction
+from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 
-__all__ = ["exact", "m_sobirl"]
+__all__ = ["drlhf", "exact", "m_sobirl", "sobirl"]
 
 
 def exact(env: gym.Env[Any, Any], *, learning_rate: float = 8e-3) -> HypergradientAgent:
@@ -40,3 +41,49 @@ def m_sobirl(
         adjoint_steps: steps on w in each outer iteration.
     """
     return HypergradientAgent(env, Implicit(step_size, initial, adjoint_steps), partial(torch.optim.SGD, lr=learning_rate))
+
+
+def sobirl(
+    env: gym.Env[Any, Any],
+    *,
+    learning_rate: float = 3e-4,
+    sensitivity: Sensitivity | None = "critic",
+    window: Window = "frozen",
+    batch: int | None = 64,
+    clip: float | None = 1.0,
+    delay: int = 0,
+    updates_per_step: int = 50,
+    warmup_updates: int = 200,
+) -> HypergradientAgent:
+    """SoBiRL (Yang, Gao, Yuan, AISTATS 2025), the model-free algorithm: ``hypergradients.ScoreFunction`` and Adam.
+
+    Args:
+        env: an outer environment whose objective is a mean over fragments, such as a preference task.
+        learning_rate: of Adam.
+        sensitivity: how ∇(Q − V) is estimated; ``"critic"`` here, ``"one_step"`` in the released code (mathematics §5).
+        window: ``"reset"`` is unbiased on fragments cut at the reset, ``"frozen"`` is for fragments cut anywhere.
+        batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
+        clip: the implicit part's norm at most, in multiples of the direct part's; None does not clip.
+        delay: upper steps before the implicit part sets in.
+        updates_per_step: updates of x between two steps of the environment.
+        warmup_updates: further ones on the first pairs.
+    """
+    estimator = ScoreFunction(sensitivity, window, batch, clip=clip, delay=delay)
+    return HypergradientAgent(env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates)
+
+
+def drlhf(
+    env: gym.Env[Any, Any], *, learning_rate: float = 3e-4, batch: int | None = 64, updates_per_step: int = 50, warmup_updates: int = 200
+) -> HypergradientAgent:
+    """DRLHF (Christiano et al., 2017): ``sobirl`` without its implicit term, and nothing else changed (mathematics §7).
+
+    Args:
+        env: a preference task.
+        learning_rate: of Adam.
+        batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
+        updates_per_step: updates of x between two steps of the environment.
+        warmup_updates: further ones on the first pairs.
+    """
+    return sobirl(
+        env, learning_rate=learning_rate, sensitivity=None, batch=batch, updates_per_step=updates_per_step, warmup_updates=warmup_updates
+    )

@@ -2,6 +2,7 @@
 
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
+from bilevel_gym.envs.preference import PRESETS, Preset, gym_preference
 from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
 
-__all__ = ["BilevelEnv", "Counters", "ProblemOracle", "draw_random_mdp", "random_mdp"]
+__all__ = ["PRESETS", "BilevelEnv", "Counters", "Preset", "ProblemOracle", "draw_random_mdp", "gym_preference", "random_mdp"]

@@ -34,6 +34,8 @@ class ScoreState:
     """[N, T] c_t of the current fresh trajectories."""
     fresh: Samples | None = field(default=None, metadata={"transient": True})
     """The samples that ``weights`` belong to."""
+    evaluations: int = 0
+    """Evaluations seen."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class ScoreFunction:
         critic: the regressor of L; None takes a table on tabular worlds and ridge regression elsewhere.
         action_samples: K draws of π for E_π where actions are continuous.
         history: earlier fragments that L is fitted on, at most.
+        clip: the implicit part is scaled down to at most this multiple of the direct part's norm, a guard against its variance, which
+            grows as 1/(τ(1−γ)); None leaves it as it is. A clipped estimate is biased in length, not in the direction of its parts.
+        delay: evaluations before the implicit part sets in (the released code waits for 1e5 environment steps).
 
     Raises:
         InvalidProblem: an unknown sensitivity or window, or a count that is not positive.
@@ -74,12 +79,16 @@ class ScoreFunction:
     critic: Critic | None = None
     action_samples: int = 8
     history: int = 512
+    clip: float | None = None
+    delay: int = 0
 
     def __post_init__(self) -> None:
         if self.sensitivity not in ("exact", "one_step", "critic", None) or self.window not in ("reset", "frozen"):
             raise InvalidProblem(f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'critic' or None, window {self.window!r} 'reset' or 'frozen'")
         if min(self.action_samples, self.history, 1 if self.batch is None else self.batch) < 1:
             raise InvalidProblem("batch, action_samples and history must be positive")
+        if self.delay < 0 or (self.clip is not None and not self.clip > 0):
+            raise InvalidProblem(f"delay is {self.delay} and clip {self.clip}: they must not be negative; clip=None does not clip")
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
@@ -114,20 +123,25 @@ class ScoreFunction:
         direct = gradients(lambda leaf: problem.objective.loss(problem, leaf, batch).mean(), x)[0]
         if state.fresh is not fresh:
             state = self._begin(oracle, x, response, fresh, state)
-        implicit = torch.zeros_like(direct) if self.sensitivity is None else self._implicit(oracle, x, response, fresh, state)
-        return Hypergradient(direct + implicit, direct, implicit), state
+        if self.sensitivity is None or state.evaluations <= self.delay:
+            return Hypergradient(direct, direct, torch.zeros_like(direct)), state
+        implicit = self._implicit(oracle, x, response, fresh, state)
+        size = implicit.norm()
+        if self.clip is not None:
+            implicit = implicit * (self.clip * direct.norm() / size.clamp_min(1e-30)).clamp_max(1.0)
+        return Hypergradient(direct + implicit, direct, implicit, {"norm_implicit_unclipped": float(size)}), state
 
     # ------------------------------------------------------------------------------------------ once for each response
 
     def _begin(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, state: ScoreState) -> ScoreState:
         """Weigh the new trajectories by an L that has not seen them; they join the history afterwards."""
         if self.sensitivity != "critic":
-            return ScoreState(fresh=fresh)
+            return ScoreState(fresh=fresh, evaluations=state.evaluations + 1)
         if self.window == "reset" and bool((fresh.offset > 0).any()):
             raise UnsupportedProblem("L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'")
         weights = self._critic_weights(oracle, x, response, fresh, state.history)
         joined = fresh.fragments if state.history is None else concatenate(state.history, fresh.fragments)
-        return ScoreState(take(joined, slice(-self.history, None)), weights, fresh)
+        return ScoreState(take(joined, slice(-self.history, None)), weights, fresh, state.evaluations + 1)
 
     @torch.no_grad()
     def _critic_weights(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, history: Fragments | None) -> Tensor:
@@ -149,7 +163,7 @@ class ScoreFunction:
         for column in (cover * advantage).unbind(1):
             carried = column + problem.world.discount * carried
             columns.append(carried)
-        return torch.stack(columns, 1)
+        return _centred(torch.stack(columns, 1))
 
     # ------------------------------------------------------------------------------------------ at each x
 
@@ -198,6 +212,15 @@ def _resolvent(problem: Problem, x: Tensor, response: Response, fresh: Samples, 
     table = torch.zeros(policy.numel(), dtype=visits.dtype, device=visits.device).index_add_(0, cell, visits.flatten()).view(policy.shape)
     cotangent = table - policy * table.sum(-1, keepdim=True)
     return problem.backup_vjp(x, response.value, adjoint(problem.at(x), policy, cotangent, response.factor))
+
+
+def _centred(weights: Tensor) -> Tensor:
+    """c_nt less the mean over the *other* trajectories: the same as Σ c_nt (∇r_nt − mean of the others' ∇r_t).
+
+    E[c_t] = 0 whatever came before, so nothing is biased, and the noise along a constant shift of r, which moves no policy, cancels.
+    """
+    count = weights.shape[0]
+    return weights - (weights.sum(0) - weights) / (count - 1) if count > 1 else weights
 
 
 def _shape(fresh: Samples) -> tuple[int, int]:

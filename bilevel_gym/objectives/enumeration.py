@@ -49,10 +49,11 @@ def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, lengt
     moves = torch.cat([transition, ended], -1)
     state = start.nonzero().squeeze(-1)
     alive = torch.ones_like(state, dtype=torch.bool)
-    found = Enumeration(state[:, :0, None].view(-1, 0), state.view(-1, 1)[:, :0], alive.view(-1, 1)[:, :0], start[state])
+    empty = state[:, None][:, :0]
+    found = Enumeration(empty, empty, empty.bool(), start[state])
     for step in range(length):
         # Each live fragment takes every action; a dead one stands still, once.
-        row, action = torch.cartesian_prod(torch.arange(len(state)), torch.arange(actions)).unbind(-1)
+        row, action = torch.cartesian_prod(torch.arange(len(state), device=state.device), torch.arange(actions, device=state.device)).unbind(-1)
         kept = alive[row] | (action == 0)
         row, action = row[kept], action[kept]
         chance = torch.where(alive[row], policy[state[row], action], torch.ones_like(policy[state[row], action]))

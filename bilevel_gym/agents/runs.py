@@ -1,0 +1,256 @@
+"""A training run and its folder: what the command line is made of, and usable without it.
+
+run = Run.create(RunSpec("bilevel/RandomMDP-v0", "m_sobirl", seed=1), "runs/first")
+run.train(500)
+run = Run.load("runs/first")        # bit for bit where it stopped, on tabular ids
+run.train(1000)
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
+import bilevel_gym
+from bilevel_gym import checkpoint
+from bilevel_gym.agents import recipes
+from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
+from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent
+from bilevel_gym.envs import BilevelEnv
+from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName
+
+__all__ = ["CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "RunSpec", "make_agent", "make_env"]
+
+CHECKPOINT, METRICS, DESCRIPTION, CURVE, EVENTS = "checkpoint.pt", "metrics.csv", "run.json", "learning_curve.png", "tensorboard"
+"""The names in a run folder."""
+
+RECIPES: dict[str, Callable[..., HypergradientAgent]] = {name: getattr(recipes, name) for name in recipes.__all__}
+"""The named agents."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What decides every number of a run; JSON.
+
+    Args:
+        id: of the environment.
+        agent: a name in ``RECIPES``.
+        seed: of the environment's first reset, from which all else is drawn.
+        env_kwargs: arguments of ``gymnasium.make``.
+        agent_kwargs: arguments of the recipe.
+    """
+
+    id: str
+    agent: str
+    seed: int = 0
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    agent_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Run:
+    """An environment and an agent that stand at some upper step, and the folder that they are kept in.
+
+    Make one with ``Run.create`` or ``Run.load``.
+    """
+
+    def __init__(self, spec: RunSpec, folder: str | Path) -> None:
+        self.spec, self.folder = spec, Path(folder)
+        self.env = make_env(spec.id, spec.env_kwargs)
+        self.agent = make_agent(spec.agent, self.env, spec.agent_kwargs)
+        self.planned: int | None = None
+        """The total number of steps that was asked for last."""
+
+    @classmethod
+    def create(cls, spec: RunSpec, folder: str | Path) -> Run:
+        """Begin a run: build and reset the environment, build the agent; nothing is written before ``train``.
+
+        Raises:
+            OutputExists: the folder holds a run; nothing has been written.
+            UnknownName: no such id, agent or option.
+        """
+        held = [name for name in (CHECKPOINT, DESCRIPTION, METRICS) if (Path(folder) / name).exists()]
+        if held:
+            raise OutputExists(f"{folder} already holds a run ({', '.join(held)}): use --resume to go on with it, or choose another folder")
+        run = cls(spec, folder)
+        run.env.reset(seed=spec.seed)
+        return run
+
+    @classmethod
+    def load(cls, folder: str | Path, **expected: Any) -> Run:
+        """Go back to the last checkpoint in a folder.
+
+        Args:
+            folder: of the run.
+            **expected: fields of ``RunSpec`` that the run must have been made with.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or the run was made with other arguments.
+        """
+        saved = checkpoint.load(Path(folder) / CHECKPOINT)
+        try:
+            description = checkpoint.unpack(saved["run"])
+            spec = RunSpec(**{name: description[name] for name in ("id", "agent", "seed", "env_kwargs", "agent_kwargs")})
+            step, states = int(saved["step"]), (saved["env"], saved["agent"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}/{CHECKPOINT} was not written by a run ({error} is missing)") from error
+        for name, wanted in expected.items():
+            if getattr(spec, name) != wanted:
+                raise CheckpointError(
+                    f"{folder} holds a run with {name} = {getattr(spec, name)!r}, and {wanted!r} was asked for: "
+                    "leave that argument out to go on with it, or choose another folder"
+                )
+        run = cls(spec, folder)
+        run.bilevel.set_state(states[0])
+        run.agent.set_state(states[1])
+        if run.step != step:
+            raise CheckpointError(
+                f"{folder}/{CHECKPOINT} says step {step}, its environment says {run.step}: it was put together from two files"
+            )
+        run.planned = description.get("steps")
+        return run
+
+    @property
+    def bilevel(self) -> BilevelEnv:
+        """The environment without wrappers."""
+        return self.agent.bilevel
+
+    @property
+    def step(self) -> int:
+        """Upper steps done so far."""
+        return self.bilevel.counters.upper_step
+
+    def train(
+        self,
+        steps: int,
+        *,
+        checkpoint_every: int | None = None,
+        progress_bar: bool = False,
+        stop: StopOnSignal | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> bool:
+        """Train up to a total number of upper steps, writing metrics, TensorBoard events (where it is installed) and checkpoints.
+
+        Args:
+            steps: the total, those done before a resume included.
+            checkpoint_every: upper steps between two checkpoints; None makes about twenty.
+            progress_bar: whether to show one.
+            stop: what may end the training early; it is entered here.
+            callbacks: called after the loggers.
+
+        Returns:
+            whether all steps are done.
+        """
+        self.planned = steps
+        described = {**asdict(self.spec), "steps": steps}
+        keeper = Checkpointer(self.folder / CHECKPOINT, every=checkpoint_every or max(1, steps // 20), run=described)
+        keeper.save(self.agent)  # before anything else is written: a folder that holds a run can always be resumed
+        self._describe(described)
+        with ExitStack() as stack:
+            after: list[Callback] = [stack.enter_context(CSVLogger(self.folder / METRICS, resume_at=self.step))]
+            with suppress(MissingExtra):  # a run is complete without it
+                after.append(stack.enter_context(TensorBoardLogger(self.folder / EVENTS, resume_at=self.step or None)))
+            after += [*callbacks, keeper]
+            if stop is not None:
+                after.append(stack.enter_context(stop))
+            if steps > self.step:
+                self.agent.learn(steps - self.step, together(*after), progress_bar)
+            keeper.save(self.agent)
+        return self.step >= steps
+
+    def _describe(self, described: Mapping[str, Any]) -> None:
+        assert self.env.spec is not None
+        text = json.dumps({**described, "env_spec": json.loads(self.env.spec.to_json()), "versions": _versions()}, indent=2)
+        (self.folder / DESCRIPTION).write_text(text + "\n")
+
+
+def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env[Any, Any]:
+    """``gymnasium.make`` with errors that name what is wrong.
+
+    Args:
+        env_id: a registered id; ``"module:id"`` imports the module first.
+        kwargs: arguments of the environment.
+
+    Raises:
+        UnknownName: no such id, or no such argument.
+        InvalidProblem: the arguments do not make an environment.
+        MissingExtra: a simulator is not installed.
+    """
+    kwargs = dict(kwargs or {})
+    known = [name for name in gym.registry if name.startswith("bilevel/")]
+    try:
+        entry = gym.spec(env_id).entry_point
+    except (gym.error.Error, ImportError) as error:
+        raise UnknownName("id", env_id, known) from error
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    assert creator is not None
+    _check_options(f"argument of {env_id}", creator, kwargs, skip=0)
+    try:
+        env: gym.Env[Any, Any] = gym.make(env_id, **kwargs)
+    except BilevelError:
+        raise
+    except gym.error.DependencyNotInstalled as error:
+        raise MissingExtra(f"{env_id} needs a package that is not installed: {error}") from error
+    except (TypeError, ValueError) as error:
+        if not kwargs:
+            raise
+        raise InvalidProblem(f"{env_id} cannot be made with {kwargs}: {error}") from error
+    if not isinstance(env.unwrapped, BilevelEnv):
+        raise UnknownName("bilevel id", env_id, known)
+    return env
+
+
+def make_agent(name: str, env: gym.Env[Any, Any], kwargs: Mapping[str, Any] | None = None) -> HypergradientAgent:
+    """A named agent on an environment.
+
+    Args:
+        name: in ``RECIPES``.
+        env: the environment.
+        kwargs: arguments of the recipe.
+
+    Raises:
+        UnknownName: no such agent, or no such argument.
+        InvalidProblem: the arguments do not make an agent.
+    """
+    if name not in RECIPES:
+        raise UnknownName("agent", name, list(RECIPES))
+    kwargs = dict(kwargs or {})
+    _check_options(f"argument of the agent {name}", RECIPES[name], kwargs, skip=1)
+    try:
+        return RECIPES[name](env, **kwargs)
+    except BilevelError:
+        raise
+    except (TypeError, ValueError) as error:
+        if not kwargs:
+            raise
+        raise InvalidProblem(f"the agent {name} cannot be made with {kwargs}: {error}") from error
+
+
+def _check_options(kind: str, function: Callable[..., Any], kwargs: Mapping[str, Any], *, skip: int) -> None:
+    """Refuse a name that ``function`` has no parameter for, before it fails somewhere inside; ``skip`` leading ones are not options."""
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    names = [parameter.name for parameter in parameters]
+    for name in kwargs:
+        if name not in names:
+            raise UnknownName(kind, name, names)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "bilevel-gym": bilevel_gym.__version__}
+    for package in ("gymnasium", "numpy", "torch", "mujoco", "ale-py"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

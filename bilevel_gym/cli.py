@@ -1,0 +1,268 @@
+"""The command line: ``bilevel-gym list · train · evaluate · check · plot``.
+
+Each command is a page of words around one function of ``bilevel_gym.agents``; torch is loaded by the commands that need it, so that
+``--help`` and ``list`` answer at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import re
+import shlex
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import bilevel_gym
+from bilevel_gym.errors import BilevelError, InvalidProblem, MissingExtra
+
+if TYPE_CHECKING:
+    from bilevel_gym.agents.runs import RunSpec
+
+__all__ = ["app"]
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+class _Group(TyperGroup):
+    """Prints what the package raises on purpose as one line, and leaves with code 2; an abort leaves with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BilevelError as error:
+            err.print(Text.assemble(("error:", "bold red"), " ", " ".join(str(error).split())), soft_wrap=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            err.print("aborted", style="red")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Bilevel reinforcement learning: the action is the reward of somebody else's decision problem.",
+    epilog="Begin with: [bold]bilevel-gym list[/bold], then [bold]bilevel-gym train bilevel/RandomMDP-v0 --steps 500[/bold]",
+)
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
+Id = Annotated[str, typer.Argument(help="A registered id, see [bold]list[/bold]; module:id imports the module first.", show_default=False)]
+
+
+@app.command("list", epilog="Example: [bold]bilevel-gym list --agents[/bold]")
+def list_(agents: Annotated[bool, typer.Option("--agents", help="The named agents instead of the ids.")] = False) -> None:
+    """List the registered problems, or the named agents."""
+    if agents:
+        from bilevel_gym.agents.runs import RECIPES
+
+        table = Table("agent", "what it is", box=SIMPLE_HEAD)
+        for name, recipe in RECIPES.items():
+            table.add_row(name, Text((inspect.getdoc(recipe) or "").partition("\n")[0].replace("``", "")))
+    else:
+        table = Table("id", "what it is", "agents", box=SIMPLE_HEAD)
+        for name, entry in bilevel_gym.registration.CATALOGUE.items():
+            table.add_row(name, Text(entry.summary), ", ".join(entry.agents))
+    table.columns[0].no_wrap = True
+    out.print(table)
+
+
+@app.command(
+    epilog="Example: [bold]bilevel-gym train bilevel/RandomMDP-v0 --steps 1000 --set dimension=20 --agent-set learning_rate=0.01[/bold]"
+)
+def train(
+    ctx: typer.Context,
+    env_id: Annotated[str, typer.Argument(metavar="ID", help="A registered id, see [bold]list[/bold].", show_default=False)],
+    agent: Annotated[
+        str | None, typer.Option(help="A named agent, see [bold]list --agents[/bold].", show_default="the first of the id")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Upper steps in all.", show_default="the outer horizon of the id")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the instance and of all that is random.", show_default="0")] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder of the run.", show_default="runs/<id>-<agent>-seed<seed>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; arguments left out are those of the run.")] = False,
+    preset: Annotated[str | None, typer.Option(help="Short for --set preset=…", show_default=False)] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Upper steps between two checkpoints.", show_default="steps / 20")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An argument of the environment; JSON.", show_default=False)
+    ] = None,
+    agent_set: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the agent; JSON.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Train an agent, into a folder with metrics, checkpoints and a learning curve.
+
+    Ctrl-C finishes the current upper step, saves, and prints the command that goes on; a second Ctrl-C aborts at once.
+    """
+    from bilevel_gym.agents.callbacks import StopOnSignal
+    from bilevel_gym.agents.runs import Run, RunSpec
+
+    env_kwargs = _options("--set", [*(set_ or []), *([f"preset={preset}"] if preset is not None else [])])
+    given = {
+        "agent": agent,
+        "seed": seed,
+        "env_kwargs": env_kwargs or None,
+        "agent_kwargs": _options("--agent-set", agent_set or []) or None,
+    }
+    given = {"id": env_id, **{name: value for name, value in given.items() if value is not None}}
+    catalogued = bilevel_gym.registration.CATALOGUE.get(env_id)
+    spec = RunSpec(**{"agent": catalogued.agents[0] if catalogued and catalogued.agents else "m_sobirl", **given})  # type: ignore[arg-type]
+    folder = output or Path("runs") / f"{env_id.rpartition('/')[2].lower()}-{spec.agent}-seed{spec.seed}"
+    run = Run.load(folder, **given) if resume else Run.create(spec, folder)
+    total = steps or run.planned or (run.env.spec and run.env.spec.max_episode_steps) or 100
+    if run.step >= total:
+        out.print(f"{folder} is at step {run.step} already: give a larger --steps to go on", soft_wrap=True)
+        return
+    out.print(
+        f"{run.spec.id} · {run.spec.agent} · seed {run.spec.seed} · steps {run.step} to {total} · {folder}", style="dim", soft_wrap=True
+    )
+    stop = StopOnSignal(announce=_announce)
+    run.train(total, checkpoint_every=checkpoint_every, progress_bar=not quiet, stop=stop)
+    if stop.received is not None and run.step < total:
+        err.print(f"stopped and saved at step {run.step} of {total}; to go on:")
+        err.print(_resume_command(ctx, run.spec, total, folder), soft_wrap=True, markup=False)
+        raise typer.Exit(128 + stop.received)
+    out.print(f"objective {float(run.bilevel.evaluation.value):.6g} after {run.step} steps; the run is in {folder}", soft_wrap=True)
+    _draw_curve(folder)
+
+
+@app.command(epilog="Example: [bold]bilevel-gym evaluate runs/randommdp-v0-m_sobirl-seed0 --episodes 50[/bold]")
+def evaluate(
+    folder: Folder,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes for each return.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the episodes.")] = 0,
+) -> None:
+    """Measure what a run has learned: solved exactly on tables, played against random actions elsewhere."""
+    from bilevel_gym.agents.evaluation import evaluate_env
+    from bilevel_gym.agents.runs import Run
+
+    run = Run.load(folder)
+    heading = f"{run.spec.id} · {run.spec.agent} · seed {run.spec.seed} · step {run.step}"
+    table = Table("", "value", "± s.e.", "", title=heading, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in (1, 2):
+        table.columns[column].justify = "right"
+    for line in evaluate_env(run.bilevel, episodes=episodes, seed=seed):
+        error = line.standard_error
+        table.add_row(line.name, f"{line.value:.6g}", "" if error is None or math.isnan(error) else f"{error:.3g}", line.note)
+    out.print(table)
+
+
+@app.command(epilog="Example: [bold]bilevel-gym check bilevel/RandomMDP-v0[/bold]")
+def check(
+    env_id: Id,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An argument of the environment; JSON.", show_default=False)
+    ] = None,
+    no_render: Annotated[bool, typer.Option("--no-render", help="For machines that cannot render.")] = False,
+) -> None:
+    """Check that an environment keeps Gymnasium's contract, and this package's."""
+    from gymnasium.utils.env_checker import check_env
+
+    from bilevel_gym.agents.runs import make_env
+    from bilevel_gym.testing import check_bilevel_env
+    from bilevel_gym.testing.environment import EXPECTED_ADVICE
+
+    env = make_env(env_id, _options("--set", set_ or []))
+    failed = False
+    for name, checks in (("gymnasium's check_env", check_env), ("bilevel_gym.testing's check_bilevel_env", check_bilevel_env)):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                checks(env.unwrapped, skip_render_check=no_render)
+                out.print(f"[green]passed[/green]  {name}", soft_wrap=True)
+            except BilevelError:
+                raise
+            except Exception as error:  # whatever a person's own environment raises, it has not passed
+                failed = True
+                out.print(Text.assemble(("failed", "bold red"), f"  {name}: {type(error).__name__}: {error}"), soft_wrap=True)
+        for text in dict.fromkeys(str(warning.message) for warning in warned):
+            if not any(re.match(pattern, text, re.DOTALL) for pattern in EXPECTED_ADVICE):
+                out.print(Text.assemble(("warned", "yellow"), "  ", text), soft_wrap=True)
+    env.close()
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: [bold]bilevel-gym plot runs/a runs/b --output curves.png --metrics objective,norm_hypergradient[/bold]")
+def plot(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, drawn over each other.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")] = Path("curves.png"),
+    metrics: Annotated[
+        str | None, typer.Option(help="Columns of metrics.csv, with commas between.", show_default="what suits the id")
+    ] = None,
+    over: Annotated[str, typer.Option(help="The horizontal axis, such as env_steps.")] = "upper_step",
+) -> None:
+    """Draw the learning curves of one run or several."""
+    from bilevel_gym.agents.plotting import plot_runs
+
+    plot_runs(folders, output, metrics=None if metrics is None else [name.strip() for name in metrics.split(",")], over=over)
+    out.print(f"wrote {output}", soft_wrap=True)
+
+
+def _options(flag: str, pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` pairs; a value that is not JSON is text, so that names need no quotes.
+
+    Raises:
+        InvalidProblem: there is no ``=``.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise InvalidProblem(f"{flag} {pair}: write {flag} key=value, such as {flag} {key or 'key'}=1")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path) -> str:
+    words = [
+        *ctx.find_root().command_path.split(),
+        "train",
+        spec.id,
+        "--agent",
+        spec.agent,
+        "--steps",
+        str(steps),
+        "--seed",
+        str(spec.seed),
+    ]
+    for flag, kwargs in (("--set", spec.env_kwargs), ("--agent-set", spec.agent_kwargs)):
+        for key, value in kwargs.items():
+            words += [flag, f"{key}={json.dumps(value)}"]
+    return shlex.join([*words, "--output", str(folder), "--resume"])
+
+
+def _announce(_: int) -> None:
+    """Written past all buffers, since a signal may come in the middle of a print."""
+    os.write(2, b"\nfinishing this upper step, then saving; once more aborts at once\n")
+
+
+def _draw_curve(folder: Path) -> None:
+    from bilevel_gym.agents.plotting import plot_runs
+    from bilevel_gym.agents.runs import CURVE
+
+    try:
+        plot_runs([folder], folder / CURVE)
+    except MissingExtra as error:
+        out.print(f"no learning curve was drawn: {error}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,110 @@
+"""Is this gradient the gradient? Any estimator against central differences of φ."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from bilevel_gym.envs import ProblemOracle
+from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.solvers import SoftPolicyIteration
+from bilevel_gym.types import Estimator, Problem
+
+__all__ = ["Comparison", "central_differences", "check_hypergradient", "phi"]
+
+_SOLVER = SoftPolicyIteration(tolerance=1e-13)
+
+
+class Comparison(NamedTuple):
+    """An estimator beside the truth."""
+
+    truth: np.ndarray
+    """[D] central differences of φ."""
+    mean: np.ndarray
+    """[D] the mean of the estimates."""
+    standard_error: np.ndarray
+    """[D] of that mean; zero for one estimate."""
+    relative_error: float
+    """‖mean − truth‖ / ‖truth‖."""
+    cosine: float
+    """Of the angle between mean and truth."""
+    p_value: float
+    """That all D differences are chance: the smallest of their t-tests, times D (Bonferroni); NaN for one estimate."""
+
+
+def phi(problem: Problem, x: Tensor) -> Tensor:
+    """φ(x) = f(x, π*(x)), the lower level solved to 1e-13: [D] → []. Cost: one soft policy iteration."""
+    value: Tensor = problem.objective.value(problem, x, _SOLVER.solve(problem, x).policy)
+    return value
+
+
+def central_differences(problem: Problem, x: Tensor, *, step: float = 1e-5) -> np.ndarray:
+    """∇φ(x) by (φ(x + he_i) − φ(x − he_i)) / 2h: [D] → [D]. Cost: 2D solves."""
+    shifts = step * torch.eye(x.numel(), dtype=x.dtype, device=x.device)
+    with torch.no_grad():
+        return np.array([float((phi(problem, x + shift) - phi(problem, x - shift)) / (2 * step)) for shift in shifts])
+
+
+def check_hypergradient(
+    problem: Problem, x: Any, estimator: Estimator, *, tolerance: float = 1e-6, estimates: int = 1, significance: float = 0.001, seed: int = 0
+) -> Comparison:
+    """Compare an estimator with central differences of φ, and fail where they differ.
+
+    A deterministic estimator is asked once and must be within ``tolerance``. A sampled one is asked ``estimates`` times, each with
+    fresh samples and a fresh state; the check fails where the t-tests of the D means, adjusted for their number, reject equality.
+
+    Args:
+        problem: tabular, with an objective that has a ``value(problem, x, policy)``.
+        x: [D].
+        estimator: any estimator that supports the problem.
+        tolerance: on the relative error, for one estimate.
+        estimates: how many independent estimates; 2 or more for sampled estimators.
+        significance: of the adjusted test.
+        seed: of the samples.
+
+    Returns:
+        the comparison, for more than pass or fail.
+
+    Raises:
+        UnsupportedProblem: the estimator does not fit the problem.
+        AssertionError: the estimator is wrong; the message has both gradients.
+
+    Cost: 2D + 1 solves, and the estimates.
+    """
+    if reason := estimator.supports(problem):
+        raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
+    x = torch.as_tensor(x, dtype=problem.reward.dtype, device=problem.reward.device)
+    response = _SOLVER.solve(problem, x)
+    oracle = ProblemOracle(problem, _SOLVER, torch.Generator(device=x.device).manual_seed(seed))
+    values = np.stack([_estimate(oracle, x, response, estimator) for _ in range(estimates)])
+    comparison = compare(central_differences(problem, x), values)
+    wrong = comparison.relative_error > tolerance if estimates == 1 else comparison.p_value < significance
+    if wrong:
+        raise AssertionError(
+            f"{type(estimator).__name__} disagrees with central differences: relative error {comparison.relative_error:.3g}, cosine {comparison.cosine:.4f}, "
+            f"adjusted p-value {comparison.p_value:.3g}\ntruth {comparison.truth}\nmean  {comparison.mean}"
+        )
+    return comparison
+
+
+def compare(truth: np.ndarray, values: np.ndarray) -> Comparison:
+    """The comparison of estimates [n, D] with a truth [D]."""
+    count, dimension = values.shape
+    mean = values.mean(0)
+    error = values.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(dimension)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.where(error > 0, np.abs(mean - truth) / error, np.where(np.abs(mean - truth) < 1e-12, 0.0, np.inf))
+    p_value = min(1.0, dimension * 2.0 * float(stats.t.sf(size.max(), count - 1))) if count > 1 else float("nan")
+    scale = float(np.linalg.norm(truth))
+    cosine = float(mean @ truth / (scale * np.linalg.norm(mean))) if scale > 0 and np.linalg.norm(mean) > 0 else float("nan")
+    return Comparison(truth, mean, error, float(np.linalg.norm(mean - truth)) / max(scale, 1e-300), cosine, p_value)
+
+
+def _estimate(oracle: ProblemOracle, x: Tensor, response: Any, estimator: Estimator) -> np.ndarray:
+    estimate, _ = estimator(oracle, x, response, oracle.evaluate(x, response), estimator.init(oracle))
+    value: np.ndarray = estimate.value.detach().cpu().numpy()
+    return value

@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 
 import gymnasium as gym
+import stable_baselines3
 import torch
-from stable_baselines3 import SAC as PeerSAC
 
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
@@ -34,8 +34,6 @@ from bilevel_gym.worlds import mujoco_world
 TEMPERATURE = 0.2
 WARM_UP = 1000
 """Transitions collected before the first update, on both sides."""
-
-
 
 
 def ours(env_id: str, steps: int) -> Callable[[], int]:
@@ -58,7 +56,7 @@ def ours(env_id: str, steps: int) -> Callable[[], int]:
 
 def peer(env_id: str, steps: int) -> Callable[[], int]:
     """A function that runs one turn of Stable-Baselines3's SAC and returns its gradient updates."""
-    agent = PeerSAC(
+    agent = stable_baselines3.SAC(
         "MlpPolicy",
         gym.make(env_id, disable_env_checker=True),
         ent_coef=TEMPERATURE,
@@ -112,7 +110,8 @@ def main() -> None:
         rows.append((number, rate["ours"], rate["sb3"], rate["ours"] / rate["sb3"]))
         print(f"round {number}: ours {rows[-1][1]:6.1f}/s   sb3 {rows[-1][2]:6.1f}/s   ratio {rows[-1][3]:.2f}", flush=True)
     _, ours_rate, peer_rate, ratio = (median(column) for column in zip(*rows, strict=True))
-    print(f"median: ours {ours_rate:.1f}/s, sb3 {peer_rate:.1f}/s, ratio {ratio:.2f} ({platform.machine()}, {options.threads} threads, torch {torch.__version__})")
+    machine = f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
+    print(f"median: ours {ours_rate:.1f}/s, sb3 {peer_rate:.1f}/s, ratio {ratio:.2f} ({machine})")
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:

@@ -23,7 +23,7 @@ VERSION = 1
 """The layout of the checkpoint; a file of another version is refused."""
 
 _TAG = "__class__"
-_PLAIN = (bool, int, float, str, bytes, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def pack(value: Any) -> Any:
@@ -40,6 +40,8 @@ def pack(value: Any) -> Any:
         return value.item()
     if type(value) in _PLAIN:
         return value
+    if isinstance(value, bytes):  # pickled as a call of bytes(), which torch.load refuses
+        return {_TAG: "bytes", "value": _pack_array(np.frombuffer(value, np.uint8))}
     if isinstance(value, torch.Tensor):
         return _pack_tensor(value)
     if isinstance(value, np.ndarray):
@@ -86,6 +88,8 @@ def unpack(value: Any) -> Any:
         return {key: unpack(item) for key, item in value.items()}
     if tag == "ndarray":
         return value["value"].numpy().copy()
+    if tag == "bytes":
+        return value["value"].numpy().tobytes()
     if tag == "tensor":
         return _on_device(value["device"], value["value"])
     if tag == "tuple":
@@ -131,8 +135,8 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version, state = content["version"], content["state"]
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]  # torch explains itself over many lines, the rest is in the traceback
-        raise CheckpointError(f"{path} is not a checkpoint of this package, or it is damaged ({type(error).__name__}: {reason})") from error
+        # torch explains itself over many lines, and advises to trust the file; that stays in the traceback.
+        raise CheckpointError(f"{path} is not a checkpoint of this package, or it is damaged ({type(error).__name__})") from error
     if version != VERSION:
         raise CheckpointError(
             f"{path} has layout version {version}, this package reads {VERSION}; use the release that wrote it, or train again"

@@ -21,7 +21,6 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-import bilevel_gym
 from bilevel_gym import checkpoint
 from bilevel_gym.agents import recipes
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
@@ -247,8 +246,8 @@ def _check_options(kind: str, function: Callable[..., Any], kwargs: Mapping[str,
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "bilevel-gym": bilevel_gym.__version__}
-    for package in ("gymnasium", "numpy", "torch", "mujoco", "ale-py"):
+    found = {"python": platform.python_version()}
+    for package in ("bilevel-gym", "gymnasium", "numpy", "torch", "mujoco", "ale-py"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -87,7 +87,7 @@ class MLPReward:
         low = torch.full((action_size,), -1.0) if action_low is None else action_low
         high = torch.full((action_size,), 1.0) if action_high is None else action_high
         if low.shape != (action_size,) or high.shape != (action_size,) or not bool((low < high).all()):
-            raise InvalidProblem(f"action_low {tuple(low.shape)} and action_high {tuple(high.shape)} must be [{action_size}], the first below the second")
+            raise InvalidProblem(f"action_low {tuple(low.shape)} and action_high {tuple(high.shape)} must be [{action_size}], low < high")
         low, high = (edge.to(device=self.device, dtype=self.dtype) for edge in (low, high))
         self._centre, self._half = (low + high) / 2.0, (high - low) / 2.0
         self._layers = list(pairwise(sizes))
@@ -95,7 +95,16 @@ class MLPReward:
         self.dimension = sum((inputs + 1) * outputs for inputs, outputs in self._layers)
 
     @classmethod
-    def for_world(cls, world: BoxWorld, *, hidden: tuple[int, ...] = (64, 64), scale: float = 1.0, slope: float = 0.01, bound: float = 10.0, device: str | torch.device | None = None) -> MLPReward:
+    def for_world(
+        cls,
+        world: BoxWorld,
+        *,
+        hidden: tuple[int, ...] = (64, 64),
+        scale: float = 1.0,
+        slope: float = 0.01,
+        bound: float = 10.0,
+        device: str | torch.device | None = None,
+    ) -> MLPReward:
         """A network that fits a world's observations and actions, on its device unless another is named."""
         return cls(
             world.observation_size,

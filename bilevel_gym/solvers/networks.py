@@ -1,66 +1,123 @@
-"""The follower's networks as functions of flat parameter vectors, and the policy that they make."""
+"""Perceptrons on flat parameter vectors with their derivatives written out, and the policy that they make."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bilevel_gym.numerics import split_flat
 
-__all__ = ["GaussianPolicy", "gaussian", "initial_parameters", "layer_shapes", "perceptron", "squash", "twin_perceptron"]
+__all__ = ["GaussianPolicy", "Perceptrons", "gaussian", "initial_parameters", "layer_shapes", "log_density", "numel"]
 
 LOG_STD = (-20.0, 2.0)
-"""The range of log σ, that of the SAC papers."""
+"""The range of log σ, as in the SAC papers."""
 
 
-def layer_shapes(sizes: Sequence[int], copies: int | None = None) -> list[tuple[int, ...]]:
-    """Shapes of weights [out, in] and biases [out] in turn; with ``copies``, of [copies, in, out] and [copies, 1, out].
+def layer_shapes(sizes: Sequence[int], copies: int = 1) -> list[tuple[int, ...]]:
+    """Shapes of weights [copies, in, out] and biases [copies, 1, out] in turn.
 
-    Copies lie side by side in each layer, so that one batched product reads them without a stride.
+    Copies lie side by side within each layer, so that a batched product reads them without a stride.
     """
-    if copies is None:
-        return [shape for inputs, outputs in pairwise(sizes) for shape in ((outputs, inputs), (outputs,))]
     return [shape for inputs, outputs in pairwise(sizes) for shape in ((copies, inputs, outputs), (copies, 1, outputs))]
 
 
-def initial_parameters(sizes: Sequence[int], copies: int | None, generator: torch.Generator, device: torch.device) -> Tensor:
+def numel(sizes: Sequence[int], copies: int = 1) -> int:
+    """Parameters of so many perceptrons."""
+    return copies * sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+
+
+def initial_parameters(sizes: Sequence[int], copies: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Weights and biases uniform in ±1/√(fan-in), as ``torch.nn.Linear`` draws them: [P]."""
     parts = []
     for inputs, outputs in pairwise(sizes):
-        unit = 2.0 * torch.rand((inputs + 1) * outputs * (copies or 1), generator=generator, device=generator.device) - 1.0
+        unit = 2.0 * torch.rand(copies * (inputs + 1) * outputs, generator=generator, device=generator.device) - 1.0
         parts.append(unit * inputs**-0.5)
     return torch.cat(parts).to(device)
 
 
-def perceptron(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """A perceptron with ReLU layers, from the views of ``layer_shapes(sizes)``: [n, in] → [n, out]."""
-    units = functional.linear(inputs, parameters[0], parameters[1])
-    for index in range(2, len(parameters), 2):
-        units = functional.linear(torch.relu(units), parameters[index], parameters[index + 1])
-    return units
+class Perceptrons:
+    """Several perceptrons of one shape with ReLU layers, as one batched product a layer, in buffers that are kept.
 
+    Forward and backward passes are written out instead of recorded: an update then allocates nothing large. On a CPU, where fresh
+    memory costs more than the arithmetic of an activation, it takes 0.8 of the time of the same passes under autograd.
 
-def twin_perceptron(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """Several perceptrons with one output each as one batched product a layer, from ``layer_shapes(sizes, copies)``.
+    ``forward`` overwrites what the last one left; ``backward`` goes back through the last ``forward``.
 
     Args:
-        inputs: [n, in], the same for all copies.
-
-    Returns:
-        [copies, n].
+        sizes: (in, *hidden, out).
+        copies: C perceptrons, each with its own parameters.
+        rows: n inputs at a time.
+        device: where the buffers live.
     """
-    units = torch.baddbmm(parameters[1], inputs.expand(parameters[0].shape[0], -1, -1), parameters[0])
-    for index in range(2, len(parameters) - 2, 2):
-        units = torch.baddbmm(parameters[index + 1], torch.relu(units), parameters[index])
-    weight, bias = parameters[-2:]
-    # A product and a sum: a matrix product with one column is several times slower.
-    return (torch.relu(units) * weight.mT).sum(-1) + bias[:, 0]
+
+    def __init__(self, sizes: tuple[int, ...], copies: int, rows: int, device: torch.device) -> None:
+        self.sizes, self.copies = sizes, copies
+        self.shapes = layer_shapes(sizes, copies)
+        self._inputs = torch.empty(0)
+        self._units, self._slopes = ([torch.empty(copies, rows, width, device=device) for width in sizes[1:-1]] for _ in range(2))
+        self._product = torch.empty(copies, rows, sizes[-2], device=device)
+        self._out = torch.empty(copies, rows, sizes[-1], device=device)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Weights [C, in, out] and biases [C, 1, out] in turn, as views: [P] → list."""
+        return split_flat(flat, self.shapes)
+
+    def forward(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """Outputs, in a buffer that the next call overwrites.
+
+        Args:
+            parameters: from ``views``.
+            inputs: [n, in], the same for all copies.
+
+        Returns:
+            [C, n, out].
+        """
+        units = self._inputs = inputs.expand(self.copies, -1, -1)
+        for layer, buffer in enumerate(self._units):
+            units = torch.baddbmm(parameters[2 * layer + 1], units, parameters[2 * layer], out=buffer).relu_()
+        weight, bias = parameters[-2:]
+        if self.sizes[-1] > 1:
+            return torch.baddbmm(bias, units, weight, out=self._out)
+        # A matrix product with one column is several times slower than a product and a sum.
+        torch.mul(units, weight.mT, out=self._product)
+        return torch.sum(self._product, -1, keepdim=True, out=self._out).add_(bias)
+
+    def backward(self, parameters: Sequence[Tensor], cotangent: Tensor, gradient: Sequence[Tensor] | None) -> Tensor:
+        """Carry a cotangent of the outputs back through the last ``forward``.
+
+        Args:
+            parameters: those of that ``forward``.
+            cotangent: [C, n, out].
+            gradient: views like ``parameters``, which are filled; None where only the inputs' gradient is wanted.
+
+        Returns:
+            [C, n, hidden] the cotangent before the first layer's weights (see ``backward_inputs``).
+        """
+        for layer in range(len(self.sizes) - 2, -1, -1):
+            below = self._units[layer - 1] if layer else self._inputs
+            if gradient is not None:
+                self._weight_gradient(below, cotangent, gradient[2 * layer])
+                torch.sum(cotangent, 1, keepdim=True, out=gradient[2 * layer + 1])
+            if layer:
+                slope = self._slopes[layer - 1]
+                if cotangent.shape[-1] == 1:
+                    torch.mul(cotangent, parameters[2 * layer].mT, out=slope)
+                else:
+                    torch.bmm(cotangent, parameters[2 * layer].mT, out=slope)
+                cotangent = torch.ops.aten.threshold_backward.grad_input(slope, below, 0, grad_input=slope)
+        return cotangent
+
+    def _weight_gradient(self, below: Tensor, cotangent: Tensor, gradient: Tensor) -> None:
+        if cotangent.shape[-1] > 1 or below.shape != self._product.shape:
+            torch.bmm(below.mT, cotangent, out=gradient)
+        else:
+            torch.mul(below, cotangent, out=self._product)
+            torch.sum(self._product, 1, out=gradient.squeeze(-1))
 
 
 def gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,31 +126,30 @@ def gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_std.clamp(*LOG_STD)
 
 
-def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """a = tanh(u), u = μ + σε, with its log-density on [−1, 1]^action (arXiv 1812.05905, appendix C).
+def log_density(drive: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """log π(a) of a = tanh(u), u = μ + σε, on [−1, 1]^action (arXiv 1812.05905, appendix C).
 
-    log π(a) = Σ log N(u; μ, σ) − Σ log(1 − tanh² u), the latter as 2(log 2 − u − softplus(−2u)), which does not overflow.
+    Σ log N(u; μ, σ) − Σ log(1 − tanh² u), the latter as 2(log 2 − u − softplus(−2u)), which does not overflow.
 
     Args:
-        mean: [n, action] μ.
+        drive: [n, action] u.
         log_std: [n, action] log σ.
         noise: [n, action] ε.
 
     Returns:
-        actions [n, action] in [−1, 1], and log π [n].
+        [n].
     """
-    drive = torch.addcmul(mean, log_std.exp(), noise)
-    density = -0.5 * noise.square() - log_std - 0.5 * log(2.0 * torch.pi)
-    slope = 2.0 * (log(2.0) - drive - functional.softplus(-2.0 * drive))
-    return torch.tanh(drive), (density - slope).sum(-1)
+    stretch = drive + torch.nn.functional.softplus(-2.0 * drive)
+    constant = drive.shape[-1] * (0.5 * log(2.0 * torch.pi) + 2.0 * log(2.0))
+    return torch.add(stretch, noise.square(), alpha=-0.25).mul_(2.0).sub_(log_std).sum(-1).sub_(constant)
 
 
 @dataclass(frozen=True)
 class GaussianPolicy:
-    """A frozen tanh-squashed Gaussian whose actions are in the environment's units.
+    """A frozen tanh-squashed Gaussian, whose actions are in the environment's units.
 
     Args:
-        parameters: [P] flat parameters of a perceptron observation → (μ, log σ).
+        parameters: [P] flat parameters of a perceptron observation → (μ, log σ), laid out as ``layer_shapes(sizes)``.
         sizes: its layers, (observation, *hidden, 2·action).
         low: [action] the lower corner of the box of actions.
         high: [action] the upper corner.
@@ -104,20 +160,28 @@ class GaussianPolicy:
     low: Tensor
     high: Tensor
 
+    def clone(self) -> GaussianPolicy:
+        """The same policy with parameters of its own."""
+        return replace(self, parameters=self.parameters.clone())
+
     def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one action for each observation: [n, observation] → [n, action]."""
         with torch.no_grad():
-            mean, log_std = self._gaussian(observations)
+            mean, log_std = gaussian(self._output(observations))
             noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
-            return self._to_box(torch.tanh(torch.addcmul(mean, log_std.exp(), noise)))
+            return self._to_box(torch.addcmul(mean, log_std.exp(), noise))
 
     def mean(self, observations: Tensor) -> Tensor:
         """The action without noise, tanh μ: [n, observation] → [n, action]."""
         with torch.no_grad():
-            return self._to_box(torch.tanh(self._gaussian(observations)[0]))
+            return self._to_box(gaussian(self._output(observations))[0])
 
-    def _gaussian(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        return gaussian(perceptron(split_flat(self.parameters, layer_shapes(self.sizes)), observations))
+    def _output(self, observations: Tensor) -> Tensor:
+        parameters = split_flat(self.parameters, layer_shapes(self.sizes))
+        units = torch.addmm(parameters[1][0], observations, parameters[0][0])
+        for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+            units = torch.addmm(bias[0], units.relu_(), weight[0])
+        return units
 
-    def _to_box(self, unit: Tensor) -> Tensor:
-        return torch.lerp(self.low, self.high, 0.5 + 0.5 * unit)
+    def _to_box(self, drive: Tensor) -> Tensor:
+        return torch.lerp(self.low, self.high, 0.5 + 0.5 * torch.tanh(drive))

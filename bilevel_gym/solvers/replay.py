@@ -50,7 +50,7 @@ class Replay:
     capacity: int
     device: str | torch.device = "cpu"
     rows: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    """[allocated, 2·observation + action + 2] float32; those not yet written hold anything."""
+    """[allocated, 2·observation + action + 2] float32; those not yet written are 0."""
     written: int = 0
     """Transitions ever added."""
 
@@ -58,7 +58,8 @@ class Replay:
         if self.capacity < 1:
             raise InvalidProblem(f"the capacity of a replay is {self.capacity}: it must be positive")
         if self.rows.ndim != 2:
-            self.rows = torch.empty(min(self.capacity, 4096), 2 * self.observation_size + self.action_size + 2, device=self.device)
+            width = 2 * self.observation_size + self.action_size + 2
+            self.rows = torch.zeros(min(self.capacity, 4096), width, device=self.device)
 
     def __len__(self) -> int:
         """Transitions that can be drawn."""
@@ -74,14 +75,18 @@ class Replay:
             terminated: [N], true where ``following`` is an end (not where it was only truncated).
             rewards: [N], true rewards.
         """
-        fresh = torch.cat([states, actions, following, terminated[:, None].to(states.dtype), rewards[:, None]], -1)
-        kept = fresh[-self.capacity :]
-        self._reserve(min(self.capacity, self.written + len(fresh)))
-        first = (self.written + len(fresh) - len(kept)) % self.capacity
-        head = min(len(kept), self.capacity - first)
-        self.rows[first : first + head] = kept[:head]
-        self.rows[: len(kept) - head] = kept[head:]
-        self.written += len(fresh)
+        columns = (states, actions, following, terminated[:, None].to(states.dtype), rewards[:, None])
+        count, kept = len(states), min(len(states), self.capacity)
+        self._reserve(min(self.capacity, self.written + count))
+        first = (self.written + count - kept) % self.capacity
+        head = min(kept, self.capacity - first)
+        if head == count:  # nothing wraps or is dropped, which is nearly always so
+            torch.cat(columns, -1, out=self.rows[first : first + count])
+        else:
+            fresh = torch.cat(columns, -1)[-kept:]
+            self.rows[first : first + head] = fresh[:head]
+            self.rows[: kept - head] = fresh[head:]
+        self.written += count
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """Draw ``count`` transitions uniformly, with replacement. Cost: one gather.
@@ -102,11 +107,12 @@ class Replay:
 
     def copy(self) -> Replay:
         """Another replay with the same transitions, with no unused rows."""
-        return Replay(self.observation_size, self.action_size, self.capacity, self.device, self.rows[: max(1, len(self))].clone(), self.written)
+        rows = self.rows[: max(1, len(self))].clone()
+        return Replay(self.observation_size, self.action_size, self.capacity, self.device, rows, self.written)
 
     def _reserve(self, rows: int) -> None:
         allocated = len(self.rows)
         if rows > allocated:
-            larger = torch.empty(min(self.capacity, max(rows, 2 * allocated)), self.rows.shape[1], device=self.rows.device)
+            larger = torch.zeros(min(self.capacity, max(rows, 2 * allocated)), self.rows.shape[1], device=self.rows.device)
             larger[:allocated] = self.rows
             self.rows = larger

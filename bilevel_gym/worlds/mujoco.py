@@ -12,7 +12,9 @@ from bilevel_gym.worlds.vector import VectorWorld
 __all__ = ["mujoco_world"]
 
 
-def mujoco_world(env_id: str, *, horizon: int = 1000, discount: float = 0.99, device: str | torch.device = "cpu", **env_kwargs: Any) -> VectorWorld:
+def mujoco_world(
+    env_id: str, *, horizon: int = 1000, discount: float = 0.99, device: str | torch.device = "cpu", **env_kwargs: Any
+) -> VectorWorld:
     """A MuJoCo task, such as ``mujoco_world("Hopper-v5")``, in which falling does not end the episode.
 
     Args:

@@ -1,0 +1,90 @@
+"""Random problems with a known answer, which the table tests run over."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bilevel_gym import BilevelProblem
+from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, QuadraticObjective
+from bilevel_gym.regularizers import Shannon
+from bilevel_gym.rewards import LinearReward, QuadraticReward
+from bilevel_gym.worlds import ControlledWorld, TabularWorld
+
+
+class Oblique(ExplicitObjective):
+    """An f whose gradients depend on both x and π, and mix them."""
+
+    def value(self, problem, x, policy):
+        """sin of the policy's entries weighted by position, times a function of x."""
+        weights = torch.linspace(0.3, 1.7, policy.shape[-1] * policy.shape[-2], dtype=policy.dtype).view(policy.shape[-2:])
+        return (torch.sin(3 * policy) * weights).sum((-2, -1)) * (1 + 0.1 * x.sum(-1)) + 0.05 * (x**3).sum(-1)
+
+
+def rows(rng, *shape):
+    """Random distributions along the last axis."""
+    return rng.dirichlet(np.ones(shape[-1]), shape[:-1])
+
+
+def quadratic(seed, *, objective=None, discount=None, temperature=None):
+    """A random MDP of random size (S ≤ 12, γ ≤ .95, τ ≥ .1) with a quadratic reward."""
+    rng = np.random.default_rng(seed)
+    states, actions, dimension = (int(n) for n in (rng.integers(2, 13), rng.integers(2, 5), rng.integers(1, 8)))
+    discount = rng.uniform(0, 0.95) if discount is None else discount
+    temperature = 0.1 + rng.exponential(0.5) if temperature is None else temperature
+    world = TabularWorld(rows(rng, states, actions, states), rows(rng, states), discount)
+    reward = QuadraticReward(rng.standard_normal((states, actions)), rng.standard_normal((dimension, dimension)) / dimension)
+    return BilevelProblem(world, reward, Shannon(temperature), objective or QuadraticObjective())
+
+
+def linear(seed, *, ends=True):
+    """A random MDP that may end, with linear features and an oblique objective."""
+    rng = np.random.default_rng(seed)
+    states, actions, dimension = 7, 3, 5
+    stop = rng.uniform(0, 0.4, (states, actions)) * ends
+    world = TabularWorld(rows(rng, states, actions, states) * (1 - stop)[..., None], rows(rng, states), 0.9, stop)
+    return BilevelProblem(world, LinearReward(rng.standard_normal((states, actions, dimension))), Shannon(0.4), Oblique())
+
+
+def controlled(seed):
+    """x moves both the reward and the transition probabilities, and may end the episode."""
+    rng = np.random.default_rng(seed)
+    states, actions, dimension = 5, 3, 4
+    logits = torch.as_tensor(rng.standard_normal((states, actions, states + 1, dimension)))
+    world = ControlledWorld(lambda x: torch.softmax((logits * x[..., None, None, None, :]).sum(-1), -1)[..., :-1], np.zeros(dimension), rows(rng, states), 0.9)
+    return BilevelProblem(world, LinearReward(rng.standard_normal((states, actions, dimension))), Shannon(0.5), Oblique())
+
+
+def preference(seed, *, ends=False, length=2, pairs=64, states=3, actions=2, discount=0.6, temperature=0.5, tail=18):
+    """A small preference problem over the whole reward table."""
+    rng = np.random.default_rng(seed)
+    stop = rng.uniform(0, 0.3, (states, actions)) * ends
+    world = TabularWorld(
+        rows(rng, states, actions, states) * (1 - stop)[..., None], rows(rng, states), discount, stop, true_reward=rng.standard_normal((states, actions))
+    )
+    table = LinearReward(np.eye(states * actions).reshape(states, actions, -1))
+    return BilevelProblem(world, table, Shannon(temperature), PreferenceObjective(length=length, pairs=pairs, steps=length + tail))
+
+
+def chain(*, length=3, pairs=64):
+    """Fifteen states in a row, left or right: what is done here pays far away, so a one-step sensitivity points elsewhere."""
+    states, actions = 15, 2
+    transition = np.zeros((states, actions, states))
+    for s in range(states):
+        transition[s, 0, max(s - 1, 0)] += 0.9
+        transition[s, 1, min(s + 1, states - 1)] += 0.9
+        transition[s, :, s] += 0.1
+    true = np.zeros((states, actions))
+    true[-1] = 1.0
+    true[0] = 0.3
+    start = np.zeros(states)
+    start[6:9] = 1 / 3
+    world = TabularWorld(transition, start, 0.9, true_reward=true * 3)
+    features = np.zeros((states, actions, states))
+    features[np.arange(states), :, np.arange(states)] = 1.0
+    return BilevelProblem(world, LinearReward(features), Shannon(0.5), PreferenceObjective(length=length, pairs=pairs, steps=length + 60))
+
+
+def point(problem, seed, scale=0.7):
+    """A random x."""
+    return scale * torch.as_tensor(np.random.default_rng(1000 + seed).standard_normal(problem.dimension))

@@ -1,0 +1,413 @@
+"""The command line, the run folder, and what happens when a run is cut short."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import bilevel_gym
+from bilevel_gym import checkpoint
+from bilevel_gym.agents import CSVLogger, StopOnSignal, m_sobirl, together
+from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
+from bilevel_gym.agents.plotting import plot_runs, read_metrics, smooth
+from bilevel_gym.agents.runs import RECIPES, Run, RunSpec, make_env
+from bilevel_gym.cli import app
+from bilevel_gym.errors import CheckpointError, OutputExists, UnsupportedProblem
+from bilevel_gym.worlds import TabularWorld
+
+ID = "bilevel/RandomMDP-v0"
+PNG = b"\x89PNG\r\n\x1a\n"
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs the extra 'plot'")
+needs_tensorboard = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs the extra 'logging'")
+
+
+def run_cli(*words: object) -> Result:
+    """The command in this process, on a wide terminal so that nothing is folded."""
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+
+
+def train(folder: Path, steps: int, *more: object) -> Result:
+    """A quiet, small training; it must succeed."""
+    result = run_cli("train", ID, "--steps", steps, "--output", folder, "--quiet", *more)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Bit for bit, through packed data."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else bool(first == second)
+
+
+def refused(result: Result) -> str:
+    """The message of a command that failed on purpose: one line, no traceback, code 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+# ---------------------------------------------------------------------------------------------- the run folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps, never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    train(folder, 40, "--seed", 3)
+    return folder
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(finished: Path, tmp_path: Path) -> None:
+    """Without it a checkpoint could forget a part (w_k of M-SoBiRL, an optimizer, a generator) and nobody would notice."""
+    folder = tmp_path / "halves"
+    train(folder, 20, "--seed", 3)
+    train(folder, 40, "--resume")
+    straight, halves = (checkpoint.load(path / "checkpoint.pt") for path in (finished, folder))
+    assert straight["step"] == 40
+    assert equal(straight, halves)
+    assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+
+
+def test_rows_beyond_the_checkpoint_are_dropped_on_resume(finished: Path, tmp_path: Path) -> None:
+    """Without it a run that was killed after its last checkpoint would have steps twice, or half a row."""
+    folder = tmp_path / "killed"
+    train(folder, 20, "--seed", 3)
+    with (folder / "metrics.csv").open("a") as file:
+        file.write((finished / "metrics.csv").read_text().splitlines(keepends=True)[21] + "22,0.12")
+    train(folder, 40, "--resume")
+    assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+
+
+def test_the_folder_describes_the_run(finished: Path) -> None:
+    """Without it a folder that is found a year later could not be made again."""
+    described = json.loads((finished / "run.json").read_text())
+    assert (described["id"], described["agent"], described["seed"], described["steps"]) == (ID, "m_sobirl", 3, 40)
+    assert described["env_spec"]["id"] == ID
+    assert described["versions"]["torch"] == torch.__version__
+    rows = list(csv.DictReader((finished / "metrics.csv").read_text().splitlines()))
+    assert [int(row["upper_step"]) for row in rows] == list(range(1, 41))
+    assert float(rows[-1]["objective"]) == float(Run.load(finished).bilevel.evaluation.value)
+
+
+@needs_matplotlib
+def test_a_finished_run_has_a_learning_curve(finished: Path) -> None:
+    """Without it the picture that the documentation promises could be missing or empty."""
+    assert (finished / "learning_curve.png").read_bytes().startswith(PNG)
+
+
+@needs_tensorboard
+def test_a_run_has_tensorboard_events(finished: Path) -> None:
+    """Without it the extra 'logging' could do nothing at all."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("objective")] == list(range(1, 41))
+
+
+def test_a_run_is_complete_without_the_optional_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it hours of training could end in an ImportError because of a picture."""
+    for module in ("matplotlib", "tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = train(tmp_path / "run", 2)
+    assert "pip install bilevel-gym[plot]" in result.output
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "metrics.csv", "run.json"]
+    assert "pip install bilevel-gym[plot]" in refused(run_cli("plot", tmp_path / "run", "--output", tmp_path / "a.png"))
+
+
+def test_nothing_is_overwritten(finished: Path) -> None:
+    """Without it the same command given twice would destroy the first run."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert "--resume" in refused(run_cli("train", ID, "--output", finished))
+    with pytest.raises(OutputExists):
+        CSVLogger(finished / "metrics.csv")
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_resume_refuses_other_arguments(finished: Path) -> None:
+    """Without it a folder could hold half a run of one agent and half of another."""
+    resume = ("train", ID, "--resume", "--output", finished, "--steps", 50)
+    assert "agent = 'm_sobirl', and 'exact' was asked for" in refused(run_cli(*resume, "--agent", "exact"))
+    assert "seed = 3, and 4" in refused(run_cli(*resume, "--seed", 4))
+    assert "env_kwargs = {}, and {'states': 4}" in refused(run_cli(*resume, "--set", "states=4"))
+    assert "step 40 already" in run_cli("train", ID, "--resume", "--output", finished).output
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    """Without it a cut-off file would end in a traceback from inside of torch."""
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04")
+    assert "damaged" in refused(run_cli("train", ID, "--resume", "--output", tmp_path))
+    assert "damaged" in refused(run_cli("evaluate", tmp_path))
+    assert "no checkpoint at" in refused(run_cli("evaluate", tmp_path / "nowhere"))
+    checkpoint.save(tmp_path / "checkpoint.pt", {"something": "else"})
+    with pytest.raises(CheckpointError, match="was not written by a run"):
+        Run.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "bilevel/Nothing-v0"), f"unknown id 'bilevel/Nothing-v0'; choose one of: .*{ID}"),
+        (("train", "nowhere:bilevel/Nothing-v0"), "unknown id"),
+        (("train", "CartPole-v1"), "unknown bilevel id 'CartPole-v1'"),
+        (("train", ID, "--agent", "nobody"), "unknown agent 'nobody'; choose one of: .*exact, m_sobirl"),
+        (("train", ID, "--set", "statez=4"), "unknown argument of bilevel/RandomMDP-v0 'statez'; choose one of: .*states"),
+        (("train", ID, "--preset", "small"), "'preset'; choose one of"),
+        (("train", ID, "--set", "states"), "write --set key=value"),
+        (("train", ID, "--set", "states=many"), "cannot be made with {'states': 'many'}"),
+        (("train", ID, "--set", "solver=magic"), "unknown solver 'magic'"),
+        (("train", ID, "--agent-set", "rate=1"), "unknown argument of the agent m_sobirl 'rate'; choose one of: .*learning_rate"),
+        (("train", ID, "--agent-set", "learning_rate=-1"), "the agent m_sobirl cannot be made with"),
+        (("check", "bilevel/Nothing-v0"), "unknown id"),
+        (("plot", "nowhere"), "nowhere holds no metrics.csv"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a typing error would be answered with a traceback, or leave an empty run behind."""
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, refused(run_cli(*words)))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------- signals
+
+
+def start(folder: Path, steps: int) -> "subprocess.Popen[str]":
+    """A training in a process of its own, and the first rows of its metrics."""
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "bilevel_gym.cli",
+        "train",
+        ID,
+        "--steps",
+        str(steps),
+        "--output",
+        str(folder),
+        "--set",
+        "states=6",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    process = subprocess.Popen(words, cwd=folder.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 60
+    while not (folder / "metrics.csv").exists() or (folder / "metrics.csv").read_text().count("\n") < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no rows after a minute"
+        time.sleep(0.005)
+    return process
+
+
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
+    """Without it an interrupt would cost the steps since the last checkpoint, or leave a person to guess how to go on."""
+    folder = tmp_path / "run"
+    steps = 1200
+    process = start(folder, steps)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    stopped = checkpoint.load(folder / "checkpoint.pt")["step"]
+    assert 5 <= stopped < steps
+    assert f"stopped and saved at step {stopped} of {steps}" in said
+    assert len(read_metrics(folder)["upper_step"]) == stopped
+    words = shlex.split(said.strip().splitlines()[-1])
+    assert words[:4] == ["python", "-m", "bilevel_gym.cli", "train"]
+    result = run_cli(*words[3:])
+    assert result.exit_code == 0, result.output
+    assert read_metrics(folder)["upper_step"].tolist() == list(range(1, steps + 1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_metrics_survive_a_kill(tmp_path: Path) -> None:
+    """Without it rows could sit in a buffer, and a run that was killed would have an empty file."""
+    folder = tmp_path / "run"
+    process = start(folder, 1_000_000)
+    process.kill()
+    process.communicate()
+    steps = read_metrics(folder)["upper_step"]
+    assert steps.tolist() == list(range(1, len(steps) + 1))
+    assert len(steps) >= 4
+    train(folder, 3, "--resume")  # from step 0, where the only checkpoint is
+    assert read_metrics(folder)["upper_step"].tolist() == [1, 2, 3]
+
+
+def test_the_second_signal_aborts_and_the_handlers_come_back() -> None:
+    """Without it a step of an hour could not be left, or Ctrl-C would stay broken after the training."""
+    before = signal.getsignal(signal.SIGINT)
+    announced: list[int] = []
+    stop = StopOnSignal(signal.SIGINT, announce=announced.append)
+    with stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert announced == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_abort_leaves_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a script around the command could not tell an abort from a success."""
+
+    def interrupt(*_: Any, **__: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "train", interrupt)
+    result = run_cli("train", ID, "--output", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "aborted" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------- the other commands
+
+
+def test_list_shows_every_id_and_agent() -> None:
+    """Without it a problem that is registered could not be found."""
+    listed = run_cli("list")
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in bilevel_gym.registration.CATALOGUE)
+    agents = run_cli("list", "--agents")
+    assert all(f"  {name} " in agents.output for name in RECIPES)
+
+
+def test_every_catalogued_agent_exists() -> None:
+    """Without it ``train`` without ``--agent`` could fail on an id for a name that nobody wrote."""
+    assert {name for entry in bilevel_gym.registration.CATALOGUE.values() for name in entry.agents} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("command", [(), ("list",), ("train",), ("evaluate",), ("check",), ("plot",)], ids=str)
+def test_help_holds_an_example(command: tuple[str, ...]) -> None:
+    """Without it the help would list options and not say what to type."""
+    result = run_cli(*command, "--help")
+    assert result.exit_code == 0
+    assert f"bilevel-gym {' '.join(command)}" in result.output
+
+
+def test_help_needs_no_torch() -> None:
+    """Without it every ``--help`` would take the seconds that torch needs to load."""
+    code = "import sys, bilevel_gym.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode == 0
+
+
+def test_evaluate_solves_tables_exactly(finished: Path) -> None:
+    """Without it the numbers of an evaluation could be those of the unconverged lower level."""
+    result = run_cli("evaluate", finished)
+    assert result.exit_code == 0, result.output
+    run = Run.load(finished)
+    before = run.bilevel.get_state()
+    found = {line.name: line.value for line in evaluate_env(run.bilevel)}
+    assert equal(before, run.bilevel.get_state())
+    exact = gym.make(ID, solver="policy_iteration")
+    exact.reset(seed=3)
+    assert run.bilevel.x is not None
+    _, reward, *_ = exact.step(run.bilevel.x.numpy())
+    assert found["objective, solved exactly"] == pytest.approx(-float(reward), rel=1e-9)
+    agent = RECIPES["exact"](exact)
+    agent.act()
+    assert agent.hypergradient is not None
+    assert found["exact gradient norm"] == pytest.approx(float(agent.hypergradient.value.norm()), rel=1e-9)
+    assert all(name in result.output for name in found)
+
+
+def test_evaluate_policy_has_the_right_standard_error() -> None:
+    """Without it a comparison of policies could claim a significance that is not there."""
+    world = TabularWorld(np.ones((1, 2, 1)), [1.0], 0.9, true_reward=np.array([[0.0, 1.0]]))
+    policy = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+    mean, error = evaluate_policy(world, policy, episodes=4000, generator=torch.Generator().manual_seed(0), steps=10)
+    assert error == pytest.approx((10 * 0.75 * 0.25 / 4000) ** 0.5, rel=0.05)
+    assert mean == pytest.approx(7.5, abs=4 * error)
+    with pytest.raises(UnsupportedProblem, match="no horizon"):
+        evaluate_policy(world, policy, episodes=2, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_check_reports_both_contracts(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it ``check`` could pass an environment whose runs cannot be repeated."""
+    passed = run_cli("check", ID, "--no-render")
+    assert passed.exit_code == 0, passed.output
+    assert passed.output.count("passed") == 2
+    inner = type(make_env(ID).unwrapped)
+    original: Callable[..., Any] = getattr(inner, method)
+    monkeypatch.setattr(inner, method, lambda self, *args, **kwargs: _restless(original(self, *args, **kwargs)))
+    failed = run_cli("check", ID, "--no-render")
+    assert failed.exit_code == 1, failed.output
+    assert "failed" in failed.output
+
+
+def _restless(answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    answer[-1]["clock"] = time.perf_counter()
+    return answer
+
+
+@needs_matplotlib
+def test_plot_lays_runs_over_each_other(finished: Path, tmp_path: Path) -> None:
+    """Without it the command could write an empty picture, or one run only."""
+    other = tmp_path / "other"
+    train(other, 5, "--agent", "exact")
+    result = run_cli("plot", finished, other, "--output", tmp_path / "new" / "curves.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / "curves.png").read_bytes().startswith(PNG)
+    figure = plot_runs([finished, other], metrics=["objective", "gap", "norm_x"], over="lower_step")
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
+    assert figure.axes[1].get_yscale() == "log"
+    assert figure.axes[0].get_xlabel() == "lower steps"
+    assert "unknown metric 'fun'; choose one of" in refused(run_cli("plot", finished, "--metrics", "objective,fun"))
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_only_noisy_curves_are_smoothed() -> None:
+    """Without it a running mean would blur the exact curves, or noise would hide the trend."""
+    assert smooth(np.exp(-np.arange(100.0))) is None
+    noise = np.random.default_rng(0).standard_normal(200)
+    mean = smooth(noise)
+    assert mean is not None
+    assert mean.std() < 0.4 * noise.std()
+    assert np.allclose(smooth(np.tile([1.0, 3.0], 50))[10:-10], 2.0, atol=0.1)  # type: ignore[index]
+
+
+# ---------------------------------------------------------------------------------------------- from Python
+
+
+def test_callbacks_work_without_the_command_line(tmp_path: Path) -> None:
+    """Without it a person who trains from Python would have to write their own logger."""
+    env = gym.make(ID)
+    env.reset(seed=0)
+    with CSVLogger(tmp_path / "metrics.csv") as log:
+        agent = m_sobirl(env)
+        agent.learn(10, together(log, lambda agent, metrics: metrics["upper_step"] < 3))
+        log(agent, {"upper_step": 4, "surprise": 1.0})
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [row["upper_step"] for row in rows] == ["1", "2", "3", "4"]
+    assert rows[3]["objective"] == ""
+    assert "surprise" not in rows[0]
+    assert np.isnan(read_metrics(tmp_path)["objective"][3])
+
+
+def test_a_run_from_python(tmp_path: Path) -> None:
+    """Without it the run folder would be a privilege of the command line."""
+    run = Run.create(RunSpec(ID, "exact", env_kwargs={"states": 4, "solver": "policy_iteration"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert run.train(3)
+    assert Run.load(tmp_path / "run").step == 3

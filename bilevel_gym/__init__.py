@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Any
 from bilevel_gym.registration import register_ids
 
 if TYPE_CHECKING:
-    from bilevel_gym import agents, checkpoint, envs, errors, hypergradients, numerics, objectives, preferences, regularizers, rewards, solvers, testing, types, worlds
+    from bilevel_gym import (
+        agents,
+        checkpoint,
+        envs,
+        errors,
+        hypergradients,
+        numerics,
+        objectives,
+        preferences,
+        regularizers,
+        rewards,
+        solvers,
+        testing,
+        types,
+        worlds,
+    )
     from bilevel_gym.envs.bilevel_env import BilevelEnv
     from bilevel_gym.problem import BilevelProblem
 

@@ -83,4 +83,6 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(f"{module!r} is needed here and cannot be imported ({error}); install it with: pip install bilevel-gym[{extra}]") from error
+        raise MissingExtra(
+            f"{module!r} is needed here and cannot be imported ({error}); install it with: pip install bilevel-gym[{extra}]"
+        ) from error

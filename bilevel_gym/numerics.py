@@ -98,7 +98,8 @@ def factorize(mdp: MDP, policy: Tensor) -> Factor:
 
 def solve_transposed(factor: Factor, right: Tensor, *, transposed: bool = True) -> Tensor:
     """(I − γP_π)^{-T} b, or (I − γP_π)^{-1} b with ``transposed=False``: [B, S] → [B, S]. Cost: O(S²)."""
-    return torch.linalg.lu_solve(factor.lu, factor.pivots, right.unsqueeze(-1), adjoint=transposed).squeeze(-1)
+    solved: Tensor = torch.linalg.lu_solve(factor.lu, factor.pivots, right.unsqueeze(-1), adjoint=transposed)
+    return solved.squeeze(-1)
 
 
 def adjoint(mdp: MDP, policy: Tensor, cotangent: Tensor, factor: Factor | None = None) -> Tensor:
@@ -128,7 +129,7 @@ def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor,
         total = function(*leaves).sum()
         if not total.requires_grad:
             return tuple(torch.zeros_like(leaf) for leaf in leaves)
-        found = torch.autograd.grad(total, leaves, allow_unused=True)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaves, allow_unused=True)
     return tuple(torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True))
 
 
@@ -147,4 +148,7 @@ def split_flat(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     Returns:
         tensors [B, *shape].
     """
-    return [part.view(*flat.shape[:-1], *shape) for part, shape in zip(flat.split([prod(shape) for shape in shapes], dim=-1), shapes, strict=True)]
+    return [
+        part.view(*flat.shape[:-1], *shape)
+        for part, shape in zip(flat.split([prod(shape) for shape in shapes], dim=-1), shapes, strict=True)
+    ]

@@ -39,7 +39,9 @@ class BilevelProblem:
         table = self.reward.at(example)  # type: ignore[attr-defined]
         expected = (self.world.states, self.world.actions)  # type: ignore[attr-defined]
         if tuple(table.shape[-2:]) != expected:
-            raise InvalidProblem(f"the reward is a table [S, A] = {list(table.shape[-2:])}, the world has {list(expected)}: build both for the same states and actions")
+            raise InvalidProblem(
+                f"the reward is a table [S, A] = {list(table.shape[-2:])}, the world has {list(expected)}: build both for the same states and actions"
+            )
 
     @property
     def dimension(self) -> int:
@@ -58,7 +60,9 @@ class BilevelProblem:
             UnsupportedProblem: the problem is not tabular.
         """
         if not self.tabular:
-            raise UnsupportedProblem("the world is not a table, so M_τ(x) cannot be written down; use solvers.SAC and the sampled estimators")
+            raise UnsupportedProblem(
+                "the world is not a table, so M_τ(x) cannot be written down; use solvers.SAC and the sampled estimators"
+            )
         world, reward = self.world, self.reward
         return MDP(reward.at(x), world.transition_at(x), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
 

@@ -29,13 +29,24 @@ _PREFERENCE_AGENTS = ("sobirl", "drlhf")
 
 CATALOGUE: dict[str, Entry] = {
     "bilevel/RandomMDP-v0": Entry(
-        "bilevel_gym.envs.random_mdp:random_mdp", 100, "the SoBiRL paper's synthetic problem: x in R^100, random dynamics, exact", agents=_TABULAR_AGENTS
+        "bilevel_gym.envs.random_mdp:random_mdp",
+        100,
+        "the SoBiRL paper's synthetic problem: x in R^100, random dynamics, exact",
+        agents=_TABULAR_AGENTS,
     ),
     "bilevel/PendulumPreference-v0": Entry(
-        "bilevel_gym.envs.preference:gym_preference", 50, "reward from preferences, Pendulum-v1, SAC follower", {"env_id": "Pendulum-v1"}, _PREFERENCE_AGENTS
+        "bilevel_gym.envs.preference:gym_preference",
+        50,
+        "reward from preferences, Pendulum-v1, SAC follower",
+        {"env_id": "Pendulum-v1"},
+        _PREFERENCE_AGENTS,
     ),
     "bilevel/HopperPreference-v0": Entry(
-        "bilevel_gym.envs.preference:gym_preference", 50, "reward from preferences, MuJoCo Hopper-v5, SAC follower", {"env_id": "Hopper-v5"}, _PREFERENCE_AGENTS
+        "bilevel_gym.envs.preference:gym_preference",
+        50,
+        "reward from preferences, MuJoCo Hopper-v5, SAC follower",
+        {"env_id": "Hopper-v5"},
+        _PREFERENCE_AGENTS,
     ),
     "bilevel/HalfCheetahPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",

@@ -27,7 +27,9 @@ class Shannon:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < float("inf"):
-            raise InvalidProblem(f"temperature is {self.temperature}: it must be positive and finite; for a nearly greedy follower use a small one such as 1e-3")
+            raise InvalidProblem(
+                f"temperature is {self.temperature}: it must be positive and finite; for a nearly greedy follower use a small one such as 1e-3"
+            )
 
     def conjugate(self, q: Tensor) -> Tensor:
         """τ logsumexp(q/τ), with the maximum taken out: [B, S, A] → [B, S]."""
@@ -43,4 +45,4 @@ class Shannon:
 
     def penalty(self, policy: Tensor) -> Tensor:
         """τ Σ_a π log π ≤ 0: [B, S, A] → [B, S]."""
-        return self.temperature * torch.special.xlogy(policy, policy).sum(-1)
+        return torch.special.xlogy(policy, policy).sum(-1) * self.temperature

@@ -51,7 +51,9 @@ def controlled(seed):
     rng = np.random.default_rng(seed)
     states, actions, dimension = 5, 3, 4
     logits = torch.as_tensor(rng.standard_normal((states, actions, states + 1, dimension)))
-    world = ControlledWorld(lambda x: torch.softmax((logits * x[..., None, None, None, :]).sum(-1), -1)[..., :-1], np.zeros(dimension), rows(rng, states), 0.9)
+    world = ControlledWorld(
+        lambda x: torch.softmax((logits * x[..., None, None, None, :]).sum(-1), -1)[..., :-1], np.zeros(dimension), rows(rng, states), 0.9
+    )
     return BilevelProblem(world, LinearReward(rng.standard_normal((states, actions, dimension))), Shannon(0.5), Oblique())
 
 
@@ -60,7 +62,11 @@ def preference(seed, *, ends=False, length=2, pairs=64, states=3, actions=2, dis
     rng = np.random.default_rng(seed)
     stop = rng.uniform(0, 0.3, (states, actions)) * ends
     world = TabularWorld(
-        rows(rng, states, actions, states) * (1 - stop)[..., None], rows(rng, states), discount, stop, true_reward=rng.standard_normal((states, actions))
+        rows(rng, states, actions, states) * (1 - stop)[..., None],
+        rows(rng, states),
+        discount,
+        stop,
+        true_reward=rng.standard_normal((states, actions)),
     )
     table = LinearReward(np.eye(states * actions).reshape(states, actions, -1))
     return BilevelProblem(world, table, Shannon(temperature), PreferenceObjective(length=length, pairs=pairs, steps=length + tail))

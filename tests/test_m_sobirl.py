@@ -55,7 +55,9 @@ def transcription(transition, coefficients, matrix, x, w, *, steps, beta=8e-3, x
         gradient_f = np.einsum("sa,sad->sd", weights, gradient_r)
         x = x - beta * (x + np.einsum("sad,sa->d", gradient_r, policy * policy) / tau - gradient_f.T @ w / tau)
         for _ in range(sweeps):
-            q = coefficients * (x @ matrix @ x) + gamma * transition @ (q.max(-1) + tau * np.log(np.exp((q - q.max(-1, keepdims=True)) / tau).sum(-1)))
+            q = coefficients * (x @ matrix @ x) + gamma * transition @ (
+                q.max(-1) + tau * np.log(np.exp((q - q.max(-1, keepdims=True)) / tau).sum(-1))
+            )
         policy = np.exp((q - q.max(-1, keepdims=True)) / tau)
         policy /= policy.sum(-1, keepdims=True)
     return x, w

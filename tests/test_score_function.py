@@ -76,7 +76,9 @@ def test_one_step_is_measurably_biased_on_a_chain():
     x, response, oracle = setting(problem, 1)
     truth = central_differences(problem, x)
     exact, _ = Exact()(oracle, x, response, oracle.evaluate(x, response), None)
-    values = np.stack([ScoreFunction("one_step")(oracle, x, response, oracle.evaluate(x, response), ScoreState())[0].value.numpy() for _ in range(300)])
+    values = np.stack(
+        [ScoreFunction("one_step")(oracle, x, response, oracle.evaluate(x, response), ScoreState())[0].value.numpy() for _ in range(300)]
+    )
     comparison = compare(truth, values)
     assert comparison.p_value < 1e-6
     implicit = compare(truth - exact.direct.numpy(), values - exact.direct.numpy())
@@ -130,9 +132,16 @@ def test_scores_from_the_reset_are_right_for_late_fragments():
         return mass @ (torch.nn.functional.softplus(logit) - chance * logit) @ mass
 
     steps = 1e-5 * torch.eye(late.dimension, dtype=x.dtype)
-    truth = np.array([float(expected(SOLVER.solve(late, x + h).policy, x + h) - expected(SOLVER.solve(late, x - h).policy, x - h)) / 2e-5 for h in steps])
+    truth = np.array(
+        [float(expected(SOLVER.solve(late, x + h).policy, x + h) - expected(SOLVER.solve(late, x - h).policy, x - h)) / 2e-5 for h in steps]
+    )
     estimates = {
-        window: np.stack([ScoreFunction("exact", window)(oracle, x, response, oracle.evaluate(x, response), ScoreState())[0].value.numpy() for _ in range(300)])
+        window: np.stack(
+            [
+                ScoreFunction("exact", window)(oracle, x, response, oracle.evaluate(x, response), ScoreState())[0].value.numpy()
+                for _ in range(300)
+            ]
+        )
         for window in ("reset", "frozen")
     }
     assert compare(truth, estimates["reset"]).p_value > 0.001
@@ -218,7 +227,9 @@ def test_ridge_critic_finds_a_signal_and_ignores_noise():
     assert float(noise.std()) < 0.1 < float(found.std())
 
 
-@pytest.mark.parametrize("options", [{"sensitivity": "own_tail"}, {"window": "late"}, {"batch": 0}, {"history": 0}, {"clip": 0.0}, {"delay": -1}])
+@pytest.mark.parametrize(
+    "options", [{"sensitivity": "own_tail"}, {"window": "late"}, {"batch": 0}, {"history": 0}, {"clip": 0.0}, {"delay": -1}]
+)
 def test_bad_options_are_refused(options):
     """A misspelt sensitivity must not silently become DRLHF."""
     with pytest.raises(InvalidProblem):

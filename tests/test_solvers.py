@@ -33,7 +33,12 @@ def test_both_solvers_find_the_fixed_point(seed):
     """V = τ logsumexp((r + γPV)/τ) and π = softmax: both solvers must satisfy what a NumPy loop computes."""
     problem = problems.quadratic(seed)
     x = problems.point(problem, seed)
-    reward, transition, gamma, tau = problem.reward.at(x).numpy(), problem.world.transition.numpy(), problem.world.discount, problem.regularizer.temperature
+    reward, transition, gamma, tau = (
+        problem.reward.at(x).numpy(),
+        problem.world.transition.numpy(),
+        problem.world.discount,
+        problem.regularizer.temperature,
+    )
     value = np.zeros(len(transition))
     for _ in range(3000):
         q = reward + gamma * transition @ value
@@ -48,7 +53,9 @@ def test_both_solvers_find_the_fixed_point(seed):
         np.testing.assert_allclose(response.q, reward + gamma * transition @ value, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", [SoftValueIteration(sweeps=3), SoftValueIteration(tolerance=1e-4), SoftPolicyIteration(sweeps=2)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [SoftValueIteration(sweeps=3), SoftValueIteration(tolerance=1e-4), SoftPolicyIteration(sweeps=2)], ids=str
+)
 def test_gap_bounds_the_residual(solver):
     """The certificate must never be smaller than what it certifies: ‖F(x,V) − V‖_∞ of the V that is returned."""
     for seed in range(20):

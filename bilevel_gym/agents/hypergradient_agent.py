@@ -43,10 +43,14 @@ class HypergradientAgent:
         InvalidProblem: a count that is not positive, or an environment that is not a bilevel one.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], estimator: Estimator, optimizer: Optimizer, *, updates_per_step: int = 1, warmup_updates: int = 0) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], estimator: Estimator, optimizer: Optimizer, *, updates_per_step: int = 1, warmup_updates: int = 0
+    ) -> None:
         bilevel = env.unwrapped
         if not isinstance(bilevel, BilevelEnv):
-            raise InvalidProblem(f"the environment is a {type(bilevel).__name__}, not a bilevel one: a hyper-gradient needs its problem; make it with gym.make('bilevel/…')")
+            raise InvalidProblem(
+                f"the environment is a {type(bilevel).__name__}, not a bilevel one: a hyper-gradient needs its problem; make it with gym.make('bilevel/…')"
+            )
         if reason := estimator.supports(bilevel.problem):
             raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
         if updates_per_step < 1 or warmup_updates < 0:
@@ -86,7 +90,9 @@ class HypergradientAgent:
         for _ in range(self.updates_per_step + (self.warmup_updates if self.x_updates == 0 else 0)):
             self.hypergradient, after = self.estimator(oracle, self.x, response, evaluation, self._estimator_state[0])
             if not bool(self.hypergradient.value.isfinite().all()):
-                raise InvalidAction("the hyper-gradient is not finite: lower the learning rate or raise the temperature; x was left as it was")
+                raise InvalidAction(
+                    "the hyper-gradient is not finite: lower the learning rate or raise the temperature; x was left as it was"
+                )
             self._estimator_state = (after,)
             self.x.grad = self.hypergradient.value
             self.optimizer.step()
@@ -120,7 +126,9 @@ class HypergradientAgent:
                 _, _, terminated, truncated, info = self.env.step(x)
                 assert self.bilevel.x is not None
                 if not torch.equal(self.bilevel.x, self.x):
-                    raise InvalidAction("the environment did not receive the x that the agent sent: a wrapper changes actions; take it away, or use an agent that acts through it")
+                    raise InvalidAction(
+                        "the environment did not receive the x that the agent sent: a wrapper changes actions; take it away, or use an agent that acts through it"
+                    )
                 if terminated or truncated:
                     self.env.reset(options={"x": self.bilevel.x, "keep": True})
                 progress.advance(info)
@@ -146,7 +154,9 @@ class HypergradientAgent:
         """
         mine = (type(self.estimator).__name__, self.x.numel())
         if (state["estimator"], state["dimension"]) != mine:
-            raise CheckpointError(f"the state is of {state['estimator']} in dimension {state['dimension']}, this agent is {mine[0]} in dimension {mine[1]}: use the same agent and task")
+            raise CheckpointError(
+                f"the state is of {state['estimator']} in dimension {state['dimension']}, this agent is {mine[0]} in dimension {mine[1]}: use the same agent and task"
+            )
         self.x_updates = int(state["x_updates"])
         self.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"]))
         self._estimator_state = checkpoint.unpack(state["estimator_state"])
@@ -154,5 +164,15 @@ class HypergradientAgent:
     def _metrics(self, info: Mapping[str, Any]) -> dict[str, float]:
         assert self.hypergradient is not None
         found = {name: float(value) for name, value in info.items() if isinstance(value, int | float)}
-        parts = {"hypergradient": self.hypergradient.value, "direct": self.hypergradient.direct, "implicit": self.hypergradient.implicit, "x": self.x}
-        return {**found, **{f"norm_{name}": float(part.norm()) for name, part in parts.items()}, **self.hypergradient.stats, "x_updates": float(self.x_updates)}
+        parts = {
+            "hypergradient": self.hypergradient.value,
+            "direct": self.hypergradient.direct,
+            "implicit": self.hypergradient.implicit,
+            "x": self.x,
+        }
+        return {
+            **found,
+            **{f"norm_{name}": float(part.norm()) for name, part in parts.items()},
+            **self.hypergradient.stats,
+            "x_updates": float(self.x_updates),
+        }

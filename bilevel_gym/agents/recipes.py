@@ -69,7 +69,9 @@ def sobirl(
         warmup_updates: further ones on the first pairs.
     """
     estimator = ScoreFunction(sensitivity, window, batch, clip=clip, delay=delay)
-    return HypergradientAgent(env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates)
+    return HypergradientAgent(
+        env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates
+    )
 
 
 def drlhf(

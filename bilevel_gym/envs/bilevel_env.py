@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -48,7 +48,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         InvalidProblem: ``initial_x`` does not fit the reward model.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
 
     problem: BilevelProblem
     """The problem that is being solved."""
@@ -67,7 +67,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InvalidProblem(f"render_mode is {render_mode!r}: choose one of {self.metadata['render_modes']}, or None")
         self._draw = problem if not isinstance(problem, BilevelProblem) else None
-        self._drawn_from: dict[str, Any] = np.random.default_rng(0).bit_generator.state
+        self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
         self.problem = problem if isinstance(problem, BilevelProblem) else problem(np.random.default_rng(0))
         self.solver = solver
         self.solve_on_reset = solve_on_reset
@@ -175,7 +175,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         if self.render_mode == "rgb_array":
             if self.problem.tabular:
                 return policy_picture(self.response.policy)
-            return self.problem.world.picture(self.response.policy, self._generator)  # type: ignore[attr-defined]
+            return self.problem.world.picture(self.response.policy)  # type: ignore[attr-defined]
         return None
 
     # ------------------------------------------------------------------------------------------ state
@@ -206,8 +206,13 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             CheckpointError: the state is of a problem of another dimension; nothing has changed.
         """
         if state["dimension"] != self.problem.dimension:
-            raise CheckpointError(f"the state holds an x of dimension {state['dimension']}, this environment has {self.problem.dimension}: build it with the same arguments")
-        restored = {name: checkpoint.unpack(state[name]) for name in ("drawn_from", "np_random", "generator", "counters", "x", "response", "evaluation", "memory")}
+            raise CheckpointError(
+                f"the state holds an x of dimension {state['dimension']}, this environment has {self.problem.dimension}: build it with the same arguments"
+            )
+        restored = {
+            name: checkpoint.unpack(state[name])
+            for name in ("drawn_from", "np_random", "generator", "counters", "x", "response", "evaluation", "memory")
+        }
         self._drawn_from = restored["drawn_from"].bit_generator.state
         if self._draw is not None:
             self.problem = self._draw(restored["drawn_from"])
@@ -216,7 +221,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self._x, self._response, self._evaluation, self._memory = (restored[name] for name in ("x", "response", "evaluation", "memory"))
 
     @staticmethod
-    def _generator_from(state: dict[str, Any]) -> np.random.Generator:
+    def _generator_from(state: Mapping[str, Any]) -> np.random.Generator:
         generator = np.random.default_rng(0)
         generator.bit_generator.state = state
         return generator
@@ -237,12 +242,16 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         if not inside.all():
             first = int(np.argmin(inside))
             what = "is not a number" if np.isnan(values[first]) else f"lies outside [{space.low[first]:g}, {space.high[first]:g}]"
-            raise InvalidAction(f"x[{first}] = {values[first]:g} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first")
+            raise InvalidAction(
+                f"x[{first}] = {values[first]:g} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
+            )
         return torch.as_tensor(values, device=self.problem.reward.device)
 
     def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
         if self._x is None:
-            raise InvalidProblem("reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first")
+            raise InvalidProblem(
+                "reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first"
+            )
         if x is not None and not torch.equal(x, self._x):
             self._look(x, self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator))
         return self._observe(), self._info()
@@ -256,7 +265,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.counters.env_steps += response.env_steps + evaluation.env_steps
         self.counters.comparisons += evaluation.comparisons
 
-    def _observation_space(self, dtype: Any) -> gym.spaces.Dict:
+    def _observation_space(self, dtype: Any) -> gym.Space[Observation]:
         spaces: dict[str, gym.Space[Any]] = {
             "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
             "gap": gym.spaces.Box(0.0, LARGEST, (1,), dtype),

@@ -49,7 +49,16 @@ PRESETS: dict[str, Preset] = {
         horizon=250,
         temperature=0.05,
         reward_hidden=(64, 64),
-        solver=SAC(steps=2000, num_envs=2, update_every=2, updates_per_step=0.5, learning_starts=2000, batch_size=128, hidden=(128, 128), learning_rate=1e-3),
+        solver=SAC(
+            steps=2000,
+            num_envs=2,
+            update_every=2,
+            updates_per_step=0.5,
+            learning_starts=2000,
+            batch_size=128,
+            hidden=(128, 128),
+            learning_rate=1e-3,
+        ),
         objective=PreferenceObjective(
             length=25, pairs=16, initial_pairs=64, capacity=3000, cut="anywhere", trajectories=8, steps=250, held_out_pairs=256
         ),

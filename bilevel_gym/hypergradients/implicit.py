@@ -52,7 +52,9 @@ class Implicit:
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
         if not isinstance(problem.regularizer, Shannon):
-            return f"the recursion on w holds for the Shannon entropy, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
+            return (
+                f"the recursion on w holds for the Shannon entropy, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
+            )
         return refuse_unless_explicit(problem)
 
     def init(self, oracle: Oracle) -> Tensor:
@@ -70,7 +72,9 @@ class Implicit:
         return w
 
     @torch.no_grad()
-    def __call__(self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: Tensor) -> tuple[Hypergradient, Tensor]:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: Tensor
+    ) -> tuple[Hypergradient, Tensor]:
         """∇̂φ(x_k, π_k, V_k, w_k), and w_k: x [B, D] → [B, D]."""
         problem = oracle.problem
         assert response.value is not None

@@ -84,7 +84,9 @@ class ScoreFunction:
 
     def __post_init__(self) -> None:
         if self.sensitivity not in ("exact", "one_step", "critic", None) or self.window not in ("reset", "frozen"):
-            raise InvalidProblem(f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'critic' or None, window {self.window!r} 'reset' or 'frozen'")
+            raise InvalidProblem(
+                f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'critic' or None, window {self.window!r} 'reset' or 'frozen'"
+            )
         if min(self.action_samples, self.history, 1 if self.batch is None else self.batch) < 1:
             raise InvalidProblem("batch, action_samples and history must be positive")
         if self.delay < 0 or (self.clip is not None and not self.clip > 0):
@@ -108,14 +110,18 @@ class ScoreFunction:
         """No history yet."""
         return ScoreState()
 
-    def __call__(self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: ScoreState) -> tuple[Hypergradient, ScoreState]:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: ScoreState
+    ) -> tuple[Hypergradient, ScoreState]:
         """One estimate of ∇φ(x): [D].
 
         Raises:
             UnsupportedProblem: the response is not that of a soft follower, or fragments and window do not fit.
         """
         if not response.soft and self.sensitivity is not None:
-            raise UnsupportedProblem("this follower does not solve the entropy-regularized problem, so its policy has no scores Σ∇(Q−V)/τ; use a soft solver such as solvers.SAC")
+            raise UnsupportedProblem(
+                "this follower does not solve the entropy-regularized problem, so its policy has no scores Σ∇(Q−V)/τ; use a soft solver such as solvers.SAC"
+            )
         assert evaluation.fresh is not None
         problem, fresh = oracle.problem, evaluation.fresh
         queue = evaluation.memory
@@ -138,7 +144,9 @@ class ScoreFunction:
         if self.sensitivity != "critic":
             return ScoreState(fresh=fresh, evaluations=state.evaluations + 1)
         if self.window == "reset" and bool((fresh.offset > 0).any()):
-            raise UnsupportedProblem("L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'")
+            raise UnsupportedProblem(
+                "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
+            )
         weights = self._critic_weights(oracle, x, response, fresh, state.history)
         joined = fresh.fragments if state.history is None else concatenate(state.history, fresh.fragments)
         return ScoreState(take(joined, slice(-self.history, None)), weights, fresh, state.evaluations + 1)
@@ -147,7 +155,7 @@ class ScoreFunction:
     def _critic_weights(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, history: Fragments | None) -> Tensor:
         """c_t = w_t + γc_{t−1}, w the advantage of L summed over the fragments that cover the step: [N, T]."""
         problem, played = oracle.problem, fresh.trajectories
-        critic = self.critic or (TableCritic() if problem.tabular else RidgeCritic())
+        critic: Critic = self.critic or (TableCritic() if problem.tabular else RidgeCritic())
         seen = fresh.fragments if history is None else history
         loss = problem.objective.loss(problem, x, seen)
         # Without earlier fragments nothing has been learnt: l counts as constant, and L is flat.
@@ -158,7 +166,9 @@ class ScoreFunction:
         mean = (chances * critic.evaluate(fitted, repeated.flatten(0, 1), options.flatten(0, 1)).view(chances.shape)).sum(0)
         advantage = (critic.evaluate(fitted, states, actions) - mean).view(played.alive.shape) * played.alive
         length = fresh.fragments.alive.shape[-1]
-        cover = window_sum(torch.ones_like(fresh.offset, dtype=advantage.dtype), fresh.origin, fresh.offset, fresh.offset + length, _shape(fresh))
+        cover = window_sum(
+            torch.ones_like(fresh.offset, dtype=advantage.dtype), fresh.origin, fresh.offset, fresh.offset + length, _shape(fresh)
+        )
         carried, columns = torch.zeros_like(advantage[:, 0]), []
         for column in (cover * advantage).unbind(1):
             carried = column + problem.world.discount * carried

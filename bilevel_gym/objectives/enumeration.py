@@ -53,7 +53,9 @@ def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, lengt
     found = Enumeration(empty, empty, empty.bool(), start[state])
     for step in range(length):
         # Each live fragment takes every action; a dead one stands still, once.
-        row, action = torch.cartesian_prod(torch.arange(len(state), device=state.device), torch.arange(actions, device=state.device)).unbind(-1)
+        row, action = torch.cartesian_prod(
+            torch.arange(len(state), device=state.device), torch.arange(actions, device=state.device)
+        ).unbind(-1)
         kept = alive[row] | (action == 0)
         row, action = row[kept], action[kept]
         chance = torch.where(alive[row], policy[state[row], action], torch.ones_like(policy[state[row], action]))
@@ -65,13 +67,17 @@ def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, lengt
         )
         state, alive = state[row], alive[row]
         if len(state) > LARGEST_ENUMERATION:
-            raise UnsupportedProblem(f"there are more than {LARGEST_ENUMERATION} fragments of {length} steps: shorten them, or use the sampled estimators")
+            raise UnsupportedProblem(
+                f"there are more than {LARGEST_ENUMERATION} fragments of {length} steps: shorten them, or use the sampled estimators"
+            )
         if step + 1 < length:
             found, state, alive = _move(found, moves, state, action, alive, count)
     return found
 
 
-def _move(found: Enumeration, moves: Tensor, state: Tensor, action: Tensor, alive: Tensor, count: int) -> tuple[Enumeration, Tensor, Tensor]:
+def _move(
+    found: Enumeration, moves: Tensor, state: Tensor, action: Tensor, alive: Tensor, count: int
+) -> tuple[Enumeration, Tensor, Tensor]:
     """Follow every possible transition, the end of the episode (the last column of ``moves``) among them."""
     stay = torch.zeros_like(moves[0, 0])
     stay[count] = 1.0

@@ -30,7 +30,9 @@ class ExplicitObjective(ABC):
         """No memory: an explicit objective draws no samples."""
         return
 
-    def evaluate(self, problem: Problem, x: Tensor, response: Response, memory: None, generator: torch.Generator) -> tuple[Evaluation, None]:
+    def evaluate(
+        self, problem: Problem, x: Tensor, response: Response, memory: None, generator: torch.Generator
+    ) -> tuple[Evaluation, None]:
         """f at the response: exact, no samples, no environment steps."""
         return Evaluation(self.value(problem, x, response.policy)), None
 

@@ -99,7 +99,9 @@ class PreferenceObjective:
         metrics = {
             "accuracy_fresh": _accuracy(logit, fresh.fragments.outcome),
             "true_return": float(_total(trajectories)),
-            "learned_return": float((problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()),
+            "learned_return": float(
+                (problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()
+            ),
         }
         if held_out is not None:
             metrics["accuracy_held_out"] = _accuracy(self.logit(problem, x, held_out), held_out.outcome)
@@ -133,7 +135,9 @@ class PreferenceObjective:
             UnsupportedProblem: the fragments are cut anywhere, the world has no true reward, or there are too many fragments.
         """
         if self.cut != "start":
-            raise UnsupportedProblem("fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators")
+            raise UnsupportedProblem(
+                "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
+            )
         world = problem.world
         true = self._true_reward(world)
         every = enumerate_fragments(world.transition_at(x), world.start, policy, self.length)
@@ -159,14 +163,17 @@ class PreferenceObjective:
     def _play(self, problem: Problem, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
         played: Trajectory = problem.world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator)
         if played.rewards is None:
-            raise UnsupportedProblem("the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward")
+            raise UnsupportedProblem(
+                "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
+            )
         return played
 
     def _cut(self, trajectories: Trajectory, pairs: int, cut: Cut, generator: torch.Generator) -> Samples:
         assert trajectories.rewards is not None
         origin, offset = draw_places(trajectories, pairs, 2, self.length, cut, generator)
         states, actions, alive, rewards = (
-            gather(table, origin, offset, self.length) for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
+            gather(table, origin, offset, self.length)
+            for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
         )
         labels = self.teacher.label(rewards.sum(-1), generator)
         return Samples(trajectories, origin, offset, Fragments(states, actions, alive, labels))
@@ -177,13 +184,17 @@ class PreferenceObjective:
         per_policy = min(ceil(self.held_out_pairs / 8), 4)
         played = [self._play(problem, problem.world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
         order = torch.randperm(16 * per_policy, generator=generator, device=generator.device)
-        mixed = Trajectory(*(torch.cat([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards")))
+        mixed = Trajectory(
+            *(torch.cat([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
+        )
         return self._cut(mixed, self.held_out_pairs, self.cut, generator).fragments, mixed.alive.numel()
 
     def _true_reward(self, world: object) -> Tensor:
         true: Tensor | None = getattr(world, "true_reward", None)
         if true is None:
-            raise UnsupportedProblem("the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward")
+            raise UnsupportedProblem(
+                "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
+            )
         return true
 
 
@@ -198,5 +209,3 @@ def _accuracy(logit: Tensor, outcome: Tensor) -> float:
 def _total(trajectories: Trajectory) -> Tensor:
     assert trajectories.rewards is not None
     return (trajectories.rewards * trajectories.alive).sum(-1).mean()
-
-

@@ -16,7 +16,9 @@ Cut = Literal["start", "anywhere"]
 """Where a fragment is cut from its trajectory: at the reset (s_0 ~ ρ), or uniformly."""
 
 
-def draw_places(trajectories: Trajectory, tuples: int, per_tuple: int, length: int, cut: Cut, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_places(
+    trajectories: Trajectory, tuples: int, per_tuple: int, length: int, cut: Cut, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Draw M tuples of I places uniformly; the pieces of one tuple are of different trajectories, hence independent.
 
     Args:
@@ -35,7 +37,9 @@ def draw_places(trajectories: Trajectory, tuples: int, per_tuple: int, length: i
     count, steps = trajectories.alive.shape
     device = trajectories.alive.device
     if count < per_tuple or steps < length:
-        raise InvalidProblem(f"{tuples} tuples of {per_tuple} fragments of {length} steps do not fit into {count} trajectories of {steps} steps: play more or longer ones")
+        raise InvalidProblem(
+            f"{tuples} tuples of {per_tuple} fragments of {length} steps do not fit into {count} trajectories of {steps} steps: play more or longer ones"
+        )
     if count >= tuples * per_tuple:
         origin = torch.arange(tuples * per_tuple, device=device).view(tuples, per_tuple)
     else:

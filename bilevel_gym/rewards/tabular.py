@@ -67,7 +67,9 @@ class QuadraticReward(_Table):
         self.coefficients = _double(coefficients, device)
         self.matrix = _double(matrix, device)
         if self.coefficients.ndim < 2 or self.matrix.ndim < 2 or self.matrix.shape[-1] != self.matrix.shape[-2]:
-            raise InvalidProblem(f"coefficients {tuple(self.coefficients.shape)} must be [S, A] and matrix {tuple(self.matrix.shape)} square, [D, D]")
+            raise InvalidProblem(
+                f"coefficients {tuple(self.coefficients.shape)} must be [S, A] and matrix {tuple(self.matrix.shape)} square, [D, D]"
+            )
         self._symmetric = self.matrix + self.matrix.mT
         super().__init__(self.matrix.shape[-1], bound, device)
 

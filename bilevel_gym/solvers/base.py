@@ -83,11 +83,22 @@ class TabularSolver(ABC, Generic[State]):
         world = problem.world
         zeros = torch.zeros(*world.start.shape, world.actions, dtype=world.start.dtype, device=world.start.device)
         q = zeros - problem.regularizer.conjugate(zeros).unsqueeze(-1)
-        return Response(policy=problem.regularizer.policy(q), value=zeros[..., 0], q=q, gap=torch.full(zeros.shape[:-2], torch.inf, dtype=zeros.dtype, device=zeros.device))
+        return Response(
+            policy=problem.regularizer.policy(q),
+            value=zeros[..., 0],
+            q=q,
+            gap=torch.full(zeros.shape[:-2], torch.inf, dtype=zeros.dtype, device=zeros.device),
+        )
 
     @torch.no_grad()
     def solve(
-        self, problem: Problem, x: Tensor, *, warm: Response | None = None, budget: Budget | None = None, generator: torch.Generator | None = None
+        self,
+        problem: Problem,
+        x: Tensor,
+        *,
+        warm: Response | None = None,
+        budget: Budget | None = None,
+        generator: torch.Generator | None = None,
     ) -> Response:
         """The follower's answer to x, warm-started at ``warm.value``.
 
@@ -106,7 +117,10 @@ class TabularSolver(ABC, Generic[State]):
         limit = min(limit for limit in (self.sweeps, None if budget is None else budget.steps, GIVE_UP) if limit is not None)
         judged = self.tolerance is not None or self.policy_tolerance is not None
         state, steps, converged = iterate(
-            lambda state: self._step(mdp, state), self._init(mdp, warm), limit=limit, done=(lambda state: self._done(mdp, state)) if judged else None
+            lambda state: self._step(mdp, state),
+            self._init(mdp, warm),
+            limit=limit,
+            done=(lambda state: self._done(mdp, state)) if judged else None,
         )
         return self._response(mdp, state, steps, converged)
 

@@ -55,5 +55,11 @@ class SoftPolicyIteration(TabularSolver[_Newton]):
     def _response(self, mdp: MDP, state: _Newton, steps: int, converged: bool) -> Response:
         gap, _ = self._gap(mdp, state)
         return Response(
-            policy=state.policy, value=state.value, q=backup(mdp, state.value), gap=gap, steps=steps, converged=converged, factor=state.factor
+            policy=state.policy,
+            value=state.value,
+            q=backup(mdp, state.value),
+            gap=gap,
+            steps=steps,
+            converged=converged,
+            factor=state.factor,
         )

@@ -39,7 +39,9 @@ def check_bilevel_env(env: gym.Env[Any, Any], *, seed: int = 0, skip_render_chec
     """
     inner = env.unwrapped
     if not isinstance(inner, BilevelEnv):
-        raise InvalidProblem(f"{type(inner).__name__} is not a bilevel environment: make one with gym.make('bilevel/…') or BilevelEnv(problem, solver)")
+        raise InvalidProblem(
+            f"{type(inner).__name__} is not a bilevel environment: make one with gym.make('bilevel/…') or BilevelEnv(problem, solver)"
+        )
     with warnings.catch_warnings():
         for pattern in EXPECTED_ADVICE:
             warnings.filterwarnings("ignore", message=pattern)

@@ -50,7 +50,14 @@ def central_differences(problem: Problem, x: Tensor, *, step: float = 1e-5) -> n
 
 
 def check_hypergradient(
-    problem: Problem, x: Any, estimator: Estimator, *, tolerance: float = 1e-6, estimates: int = 1, significance: float = 0.001, seed: int = 0
+    problem: Problem,
+    x: Any,
+    estimator: Estimator,
+    *,
+    tolerance: float = 1e-6,
+    estimates: int = 1,
+    significance: float = 0.001,
+    seed: int = 0,
 ) -> Comparison:
     """Compare an estimator with central differences of φ, and fail where they differ.
 

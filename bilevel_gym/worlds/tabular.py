@@ -58,7 +58,9 @@ class TabularWorld:
         self.discount = _check_discount(discount)
         self.true_reward = None if true_reward is None else _table(true_reward, device)
         if self.true_reward is not None and self.true_reward.shape[-2:] != (self.states, self.actions):
-            raise InvalidProblem(f"true_reward has shape {tuple(self.true_reward.shape)}: it must end with [S, A] = [{self.states}, {self.actions}]")
+            raise InvalidProblem(
+                f"true_reward has shape {tuple(self.true_reward.shape)}: it must end with [S, A] = [{self.states}, {self.actions}]"
+            )
 
     @property
     def states(self) -> int:
@@ -115,7 +117,16 @@ class ControlledWorld(TabularWorld):
 
     depends_on_x = True
 
-    def __init__(self, kernel: Callable[[Tensor], Tensor], example: ArrayLike, start: ArrayLike, discount: float, *, true_reward: ArrayLike | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        kernel: Callable[[Tensor], Tensor],
+        example: ArrayLike,
+        start: ArrayLike,
+        discount: float,
+        *,
+        true_reward: ArrayLike | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.kernel = kernel
         transition = kernel(_table(example, device)).detach()
         super().__init__(transition, start, discount, 1.0 - transition.sum(-1), true_reward=true_reward, device=device)
@@ -134,10 +145,14 @@ class ControlledWorld(TabularWorld):
         Raises:
             InvalidProblem: always.
         """
-        raise InvalidProblem("P depends on x here, so a rollout is not defined by the policy alone; use the exact estimators for this world")
+        raise InvalidProblem(
+            "P depends on x here, so a rollout is not defined by the policy alone; use the exact estimators for this world"
+        )
 
 
-def play(transition: Tensor, start: Tensor, true_reward: Tensor | None, policy: Tensor, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+def play(
+    transition: Tensor, start: Tensor, true_reward: Tensor | None, policy: Tensor, trajectories: int, steps: int, generator: torch.Generator
+) -> Trajectory:
     """Draw trajectories of a tabular policy, all of them at once.
 
     Args:
@@ -174,7 +189,9 @@ def _table(values: ArrayLike, device: str | torch.device) -> Tensor:
 
 def _check_rows(transition: Tensor, termination: Tensor) -> None:
     if termination.shape != transition.shape[:-1]:
-        raise InvalidProblem(f"termination has shape {tuple(termination.shape)}: it must be {tuple(transition.shape[:-1])}, one number for each state and action")
+        raise InvalidProblem(
+            f"termination has shape {tuple(termination.shape)}: it must be {tuple(transition.shape[:-1])}, one number for each state and action"
+        )
     if not bool(torch.isfinite(transition).all()) or bool((transition < 0).any()) or bool((termination < -1e-12).any()):
         raise InvalidProblem("transition and termination must be probabilities: some are negative or not finite")
     total = transition.sum(-1) + termination

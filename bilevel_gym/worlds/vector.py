@@ -150,8 +150,34 @@ class VectorWorld:
         """A random linear feedback of random gain and noise, from nearly still to bang-bang (see ``LinearPolicy.random``)."""
         return LinearPolicy.random(self.observation_size, self.action_low, self.action_high, generator)
 
-    def _make(self) -> Env:
-        return gym.make(self.env_id, max_episode_steps=self.horizon, disable_env_checker=True, **dict(self.env_kwargs))
+    def picture(self, policy: Policy, *, steps: int = 50) -> np.ndarray:
+        """What the follower looks like after some steps of an episode of its own, always the same one.
+
+        Args:
+            policy: who plays.
+            steps: played before the picture is taken.
+
+        Returns:
+            [height, width, 3] uint8.
+
+        Raises:
+            RuntimeError: this machine cannot render; the message names the cure.
+        """
+        generator = torch.Generator().manual_seed(0)
+        simulation = Simulation([self._make(render_mode="rgb_array")], torch.device(self.device))
+        try:
+            simulation.reset(0)
+            for _ in range(min(steps, self.horizon - 1)):
+                simulation.step(policy.sample(simulation.observations, generator))
+            return np.asarray(simulation.envs[0].render())
+        except Exception as error:
+            cure = "install pygame for classic control; for MuJoCo without a display set MUJOCO_GL=egl (Debian: apt-get install libegl1)"
+            raise RuntimeError(f"{self.env_id} cannot be rendered here ({error}); {cure}") from error
+        finally:
+            simulation.close()
+
+    def _make(self, **options: Any) -> Env:
+        return gym.make(self.env_id, max_episode_steps=self.horizon, disable_env_checker=True, **options, **dict(self.env_kwargs))
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():

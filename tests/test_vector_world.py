@@ -1,0 +1,220 @@
+"""Gymnasium environments as worlds: repeatable rollouts of fixed length, and a right answer at the end of an episode."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bilevel_gym.errors import InvalidProblem, MissingExtra
+from bilevel_gym.types import Policy, World
+from bilevel_gym.worlds import UniformPolicy, VectorWorld, mujoco_world
+
+
+class Walk(gym.Env[np.ndarray, np.ndarray]):
+    """A point on a line that moves by its action; the episode ends beyond 1."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gym.spaces.Box(-1.0, 3.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-0.5, 0.5, 1)
+        return self.place.copy(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.place = self.place + action
+        return self.place.copy(), 1.0, bool(self.place[0] > 1.0), False, {}
+
+
+for name, entry in (("Walk-v0", Walk), ("WalkGrid-v0", lambda: gym.wrappers.ReshapeObservation(Walk(), (1, 1)))):
+    if name not in gym.registry:
+        gym.register(name, entry)
+
+
+class Constant(UniformPolicy):
+    """Always the lower corner."""
+
+    def sample(self, observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return self.low.expand(len(observations), -1)
+
+
+@pytest.fixture
+def pendulum() -> VectorWorld:
+    """Pendulum with short episodes."""
+    return VectorWorld("Pendulum-v1", 0.99, horizon=20)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def test_is_a_world(pendulum: VectorWorld) -> None:
+    """Without it the class could drift from the protocol that solvers and objectives are written against."""
+    world: World = pendulum
+    assert world.discount == 0.99
+    assert isinstance(pendulum.uniform(), Policy)
+    assert isinstance(pendulum.exploratory(seeded(0)), Policy)
+    assert (pendulum.observation_size, pendulum.action_size) == (3, 1)
+    assert torch.equal(pendulum.action_low, torch.tensor([-2.0]))
+    assert torch.equal(pendulum.action_high, torch.tensor([2.0]))
+
+
+def test_rollout_depends_on_policy_and_generator_alone(pendulum: VectorWorld) -> None:
+    """Without it the copies kept between calls would leak the past into evaluations, and no run could be repeated."""
+    policy = pendulum.exploratory(seeded(1))
+    first = pendulum.rollout(policy, trajectories=4, steps=20, generator=seeded(2))
+    pendulum.rollout(pendulum.uniform(), trajectories=7, steps=5, generator=seeded(3))
+    again = pendulum.rollout(policy, trajectories=4, steps=20, generator=seeded(2))
+    fresh = VectorWorld("Pendulum-v1", 0.99, horizon=20).rollout(policy, trajectories=4, steps=20, generator=seeded(2))
+    other = pendulum.rollout(policy, trajectories=4, steps=20, generator=seeded(4))
+    for field in ("states", "actions", "alive", "rewards"):
+        assert torch.equal(getattr(first, field), getattr(again, field))
+        assert torch.equal(getattr(first, field), getattr(fresh, field))
+    assert first.states.shape == (4, 20, 3)
+    assert first.actions.shape == (4, 20, 1)
+    assert first.states.dtype == torch.float32
+    assert len({tuple(row.tolist()) for row in first.states[:, 0]}) == 4, "the copies must start apart"
+    assert not torch.equal(first.states, other.states)
+
+
+def test_rollout_matches_the_environment(pendulum: VectorWorld) -> None:
+    """Without it states, actions and rewards could be shifted against each other by a step."""
+    found = pendulum.rollout(pendulum.uniform(), trajectories=2, steps=20, generator=seeded(5))
+    angle, speed, torque = torch.atan2(found.states[..., 1], found.states[..., 0]), found.states[..., 2], found.actions[..., 0]
+    torch.testing.assert_close(found.rewards, -(angle**2 + 0.1 * speed**2 + 0.001 * torque**2), atol=1e-4, rtol=1e-4)
+    assert bool(found.alive.all())
+
+
+def test_steps_past_an_end_are_not_alive() -> None:
+    """Without it the steps of a next episode would count as part of this one."""
+    world = VectorWorld("Walk-v0", 0.9, horizon=6)
+    ended = world.rollout(UniformPolicy(torch.tensor([0.6]), torch.tensor([0.7])), trajectories=5, steps=9, generator=seeded(6))
+    place, alive = ended.states[..., 0], ended.alive
+    assert ended.rewards is not None
+    assert ended.states.shape == (5, 9, 1)
+    assert bool((alive[:, 1:] <= alive[:, :-1]).all())
+    assert bool((place[alive] <= 1.0).all())
+    lengths = alive.sum(1)
+    assert bool((lengths <= 4).all() & (lengths >= 1).all())
+    assert torch.equal(ended.rewards, alive.float())
+    for row, length in zip(place, lengths, strict=True):
+        assert bool((row[length:] == row[length - 1] + ended.actions[0, 0, 0] * 0).all()) or bool((row[length:] == row[length - 1]).all())
+
+    slow = world.rollout(Constant(torch.tensor([-0.5]), torch.tensor([0.0])), trajectories=3, steps=9, generator=seeded(7))
+    assert torch.equal(slow.alive, (torch.arange(9) < 6).expand(3, -1)), "the horizon is an end too"
+
+
+def test_end_of_an_episode_in_a_live_simulation() -> None:
+    """Without it a learner would bootstrap from the first observation of the *next* episode, or not at all after a time limit."""
+    world = VectorWorld("Walk-v0", 0.9, horizon=4)
+    simulation = world.open(2, seed=0)
+    begun = simulation.observations.clone()
+    still = torch.zeros(2, 1)
+    for _ in range(3):
+        moved = simulation.step(still)
+        assert not bool(moved.truncated.any() | moved.terminated.any())
+        assert torch.equal(moved.following, simulation.observations)
+    moved = simulation.step(still)
+    assert bool(moved.truncated.all())
+    assert not bool(moved.terminated.any())
+    assert torch.equal(moved.following, begun)
+    assert not bool((simulation.observations == begun).any()), "a new episode starts elsewhere"
+    ended = simulation.step(torch.tensor([[3.0], [0.0]]))
+    assert ended.terminated.tolist() == [True, False]
+    assert float(ended.following[0]) > 1.0
+    assert abs(float(simulation.observations[0])) <= 0.5
+    simulation.close()
+
+
+def test_an_interrupted_simulation_says_so() -> None:
+    """Without it a learner would act on observations that some copies have left behind."""
+    simulation = VectorWorld("Walk-v0", 0.9, horizon=4).open(2, seed=0)
+    with pytest.raises(IndexError):
+        simulation.step(torch.zeros(2, 0))
+    assert not simulation.ready
+    with pytest.raises(RuntimeError, match="reset"):
+        _ = simulation.observations
+    simulation.reset(1)
+    assert simulation.ready
+
+
+def test_quadrature_has_the_mean_of_the_policy(pendulum: VectorWorld) -> None:
+    """Without it estimators would average over the wrong actions, or over states in the wrong order."""
+    states = torch.randn(5, 3, generator=seeded(8))
+    policy = pendulum.exploratory(seeded(9))
+    actions, weights = pendulum.quadrature(policy, states, 4000, seeded(10))
+    assert actions.shape == (4000, 5, 1)
+    torch.testing.assert_close(weights.sum(0), torch.ones(5))
+    reference = torch.stack([policy.sample(state.expand(4000, -1), seeded(11)).mean(0) for state in states])
+    torch.testing.assert_close((weights[..., None] * actions).sum(0), reference, atol=0.08, rtol=0.0)
+
+
+def test_exploratory_policies_differ_in_quality() -> None:
+    """Without it held-out fragments could all be alike, and a held-out accuracy would mean nothing."""
+    world = VectorWorld("Pendulum-v1", 0.99, horizon=100)
+    generator, returns = seeded(12), []
+    for _ in range(12):
+        found = world.rollout(world.exploratory(generator), trajectories=4, steps=100, generator=generator)
+        assert found.rewards is not None
+        assert bool((found.actions.abs() <= 2.0).all())
+        returns.append(float(found.rewards.sum(1).mean()))
+    assert max(returns) - min(returns) > 200.0
+
+
+def test_uniform_fills_the_box() -> None:
+    """Without it the first transitions of a replay would miss a part of the actions."""
+    policy = VectorWorld("Walk-v0", 0.9, horizon=4).uniform()
+    drawn = policy.sample(torch.zeros(2000, 1), seeded(13))
+    assert float(drawn.min()) == pytest.approx(-1.0, abs=0.02)
+    assert float(drawn.max()) == pytest.approx(3.0, abs=0.02)
+    assert float(drawn.mean()) == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(policy.mean(torch.zeros(2, 1)), torch.ones(2, 1))
+
+
+def test_description_without_its_simulators_is_pickled(pendulum: VectorWorld) -> None:
+    """Without it a world with live copies could not be sent to a worker process."""
+    pendulum.rollout(pendulum.uniform(), trajectories=2, steps=3, generator=seeded(0))
+    again = pickle.loads(pickle.dumps(pendulum))
+    assert again == pendulum
+    assert len(again._envs) == 0
+    again.rollout(again.uniform(), trajectories=2, steps=3, generator=seeded(0))
+
+
+def test_refuses_what_does_not_fit() -> None:
+    """Without it a discrete or pixel environment would fail inside a network instead of at the door."""
+    with pytest.raises(InvalidProblem, match="Box with finite bounds"):
+        VectorWorld("CartPole-v1", 0.99, horizon=10)
+    with pytest.raises(InvalidProblem, match="flat Box"):
+        VectorWorld("WalkGrid-v0", 0.99, horizon=10)
+    with pytest.raises(InvalidProblem, match="discount"):
+        VectorWorld("Walk-v0", 1.0, horizon=10)
+    with pytest.raises(InvalidProblem, match="horizon"):
+        VectorWorld("Walk-v0", 0.9, horizon=0)
+
+
+def test_mujoco_episodes_have_a_fixed_length() -> None:
+    """Without it a fall would end the episode, and its length would tell the follower about the true reward."""
+    pytest.importorskip("mujoco")
+    world = mujoco_world("Hopper-v5", horizon=150)
+    assert dict(world.env_kwargs)["terminate_when_unhealthy"] is False
+    policy = UniformPolicy(world.action_high * 0.99, world.action_high)
+    found = world.rollout(policy, trajectories=2, steps=150, generator=seeded(14))
+    assert bool(found.alive.all())
+    assert bool((found.states[..., 0].abs() < 0.7).any()), "it must have fallen for this test to say anything"
+    again = mujoco_world("Hopper-v5", horizon=150).rollout(policy, trajectories=2, steps=150, generator=seeded(14))
+    assert torch.equal(found.states, again.states)
+    assert "terminate_when_unhealthy" not in dict(mujoco_world("HalfCheetah-v5", horizon=5).env_kwargs)
+
+
+def test_missing_mujoco_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a user without MuJoCo would see a traceback instead of the command that installs it."""
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(MissingExtra, match=r"bilevel-gym\[mujoco\]"):
+        mujoco_world("Hopper-v5")

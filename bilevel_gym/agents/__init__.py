@@ -1,8 +1,10 @@
 """Agents that act on the outer environment: one class, and a named constructor a paper."""
 
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
+from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
 from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent, Optimizer
 from bilevel_gym.agents.recipes import drlhf, exact, m_sobirl, sobirl
+from bilevel_gym.agents.runs import Run, RunSpec
 
 __all__ = [
     "CSVLogger",
@@ -10,9 +12,13 @@ __all__ = [
     "Checkpointer",
     "HypergradientAgent",
     "Optimizer",
+    "Run",
+    "RunSpec",
     "StopOnSignal",
     "TensorBoardLogger",
     "drlhf",
+    "evaluate_env",
+    "evaluate_policy",
     "exact",
     "m_sobirl",
     "sobirl",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +30,21 @@ def mujoco_world(
         MissingExtra: MuJoCo is not installed.
         InvalidProblem: as for ``VectorWorld``.
     """
-    require("mujoco", "mujoco")
+    _quiet(require("mujoco", "mujoco"))
     require("imageio", "mujoco")  # Gymnasium imports it with every MuJoCo task, even where nothing is rendered
     return VectorWorld(env_id, discount, horizon=horizon, env_kwargs=env_kwargs, device=device)
+
+
+def _quiet(mujoco: ModuleType) -> None:
+    """Send MuJoCo's warnings to ``logging``, but for one about Gymnasium's own model files, which comes with every copy that is made.
+
+    Without this MuJoCo prints to the terminal, through a progress bar, and leaves a file MUJOCO_LOG.TXT behind. A handler that is
+    there already stays.
+    """
+    if hasattr(mujoco, "get_mju_user_warning") and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_log)
+
+
+def _log(message: str) -> None:
+    if "settotalmass" not in message:
+        logging.getLogger(__name__).warning(message)

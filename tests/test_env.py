@@ -180,7 +180,10 @@ def test_solve_on_reset():
 def test_truncation_goes_on_for_agents():
     """The episode is only an outer horizon: an agent's follower must not be reset by it."""
     problem = problems.quadratic(2)
-    whole, cut = (gym.wrappers.TimeLimit(BilevelEnv(problem, SoftValueIteration(sweeps=2), initial_x=np.full(problem.dimension, 0.3)), n) for n in (100, 7))
+    whole, cut = (
+        gym.wrappers.TimeLimit(BilevelEnv(problem, SoftValueIteration(sweeps=2), initial_x=np.full(problem.dimension, 0.3)), n)
+        for n in (100, 7)
+    )
     results = [agents.m_sobirl(env).learn(30).x.clone() for env in (whole, cut)]
     assert torch.equal(*results)
 
@@ -196,7 +199,9 @@ class Doubled(gym.ActionWrapper):
 def test_x_arrives_through_wrappers_or_the_agent_says_so():
     """The most frequent silent bug: the new x never reached the environment. Harmless wrappers pass, one that changes x is noticed."""
     problem = problems.quadratic(2)
-    env = gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TimeLimit(gym.wrappers.OrderEnforcing(BilevelEnv(problem, SoftPolicyIteration())), 50))
+    env = gym.wrappers.RecordEpisodeStatistics(
+        gym.wrappers.TimeLimit(gym.wrappers.OrderEnforcing(BilevelEnv(problem, SoftPolicyIteration())), 50)
+    )
     agent = agents.exact(env).learn(5)
     assert torch.equal(agent.x, env.unwrapped.x)
     with pytest.raises(InvalidAction, match="wrapper"):
@@ -212,7 +217,9 @@ def test_agents_refuse_what_does_not_fit():
     with pytest.raises(InvalidProblem, match="not a bilevel"):
         agents.m_sobirl(gym.make("MountainCarContinuous-v0"))
     with pytest.raises(InvalidProblem, match="updates_per_step"):
-        agents.HypergradientAgent(make("bilevel/RandomMDP-v0"), agents.exact(make("bilevel/RandomMDP-v0")).estimator, torch.optim.SGD, updates_per_step=0)
+        agents.HypergradientAgent(
+            make("bilevel/RandomMDP-v0"), agents.exact(make("bilevel/RandomMDP-v0")).estimator, torch.optim.SGD, updates_per_step=0
+        )
 
 
 def test_x_stays_in_the_box():

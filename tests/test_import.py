@@ -14,7 +14,9 @@ def run(code):
 def test_import_registers_and_loads_nothing_heavy():
     """`import bilevel_gym` is what every script pays: torch and the simulators must wait until they are asked for."""
     heavy = "('torch', 'mujoco', 'ale_py', 'pettingzoo', 'matplotlib', 'stable_baselines3', 'scipy')"
-    found = run(f"import sys, bilevel_gym, gymnasium; print([m for m in {heavy} if m in sys.modules], 'bilevel/RandomMDP-v0' in gymnasium.registry)")
+    found = run(
+        f"import sys, bilevel_gym, gymnasium; print([m for m in {heavy} if m in sys.modules], 'bilevel/RandomMDP-v0' in gymnasium.registry)"
+    )
     assert found == "[] True"
 
 

@@ -95,10 +95,12 @@ def test_for_world_takes_the_sizes_and_the_box() -> None:
     """Without it a reward could read actions in other units than the world's."""
 
     class World:
+        """Sizes and a box."""
+
         observation_size, action_size = 3, 2
         action_low, action_high = torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0])
 
-    reward = MLPReward.for_world(World(), hidden=(4,))  # type: ignore[arg-type]
+    reward = MLPReward.for_world(World(), hidden=(4,))
     plain = MLPReward(3, 2, hidden=(4,))
     x = reward.initial(torch.Generator().manual_seed(7))
     corner = torch.tensor([[2.0, 1.0]])

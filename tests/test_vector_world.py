@@ -23,24 +23,27 @@ class Walk(gym.Env[np.ndarray, np.ndarray]):
     action_space = gym.spaces.Box(-1.0, 3.0, (1,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Somewhere in the middle."""
         super().reset(seed=seed)
         self.place = self.np_random.uniform(-0.5, 0.5, 1)
         return self.place.copy(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move, and earn 1."""
         self.place = self.place + action
         return self.place.copy(), 1.0, bool(self.place[0] > 1.0), False, {}
 
 
-for name, entry in (("Walk-v0", Walk), ("WalkGrid-v0", lambda: gym.wrappers.ReshapeObservation(Walk(), (1, 1)))):
-    if name not in gym.registry:
-        gym.register(name, entry)
+if "Walk-v0" not in gym.registry:
+    gym.register("Walk-v0", Walk)  # type: ignore[arg-type]  # a class does, whatever the annotation says
+    gym.register("WalkGrid-v0", lambda: gym.wrappers.ReshapeObservation(Walk(), (1, 1)))  # type: ignore[arg-type]
 
 
 class Constant(UniformPolicy):
     """Always the lower corner."""
 
     def sample(self, observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """[n, observation] → [n, action]."""
         return self.low.expand(len(observations), -1)
 
 
@@ -105,7 +108,7 @@ def test_steps_past_an_end_are_not_alive() -> None:
     assert bool((lengths <= 4).all() & (lengths >= 1).all())
     assert torch.equal(ended.rewards, alive.float())
     for row, length in zip(place, lengths, strict=True):
-        assert bool((row[length:] == row[length - 1] + ended.actions[0, 0, 0] * 0).all()) or bool((row[length:] == row[length - 1]).all())
+        assert bool((row[length:] == row[length - 1]).all()), "states stand still after the end"
 
     slow = world.rollout(Constant(torch.tensor([-0.5]), torch.tensor([0.0])), trajectories=3, steps=9, generator=seeded(7))
     assert torch.equal(slow.alive, (torch.arange(9) < 6).expand(3, -1)), "the horizon is an end too"

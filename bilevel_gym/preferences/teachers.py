@@ -7,6 +7,7 @@ from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bilevel_gym.errors import InvalidProblem
 
@@ -52,5 +53,6 @@ def cross_entropy(logit: Tensor, outcome: Tensor) -> Tensor:
         logit: z, the learned returns' difference.
         outcome: y in {0, ½, 1}, or a probability.
     """
-    loss = torch.nn.functional.softplus(logit) - outcome.nan_to_num() * logit
+    preferred = outcome.nan_to_num()
+    loss = preferred * functional.softplus(-logit) + (1.0 - preferred) * functional.softplus(logit)  # no cancellation at either end
     return torch.where(outcome.isnan(), torch.zeros_like(loss), loss)

@@ -20,6 +20,7 @@ __all__ = [
     "expect_next",
     "factorize",
     "gradients",
+    "matvec",
     "policy_transition",
     "push_forward",
     "solve_transposed",
@@ -38,14 +39,11 @@ def expect_next(transition: Tensor, value: Tensor) -> Tensor:
     Returns:
         [B, S, A]. Cost: O(S²A).
     """
+    if transition.ndim == 3 and value.ndim == 1:
+        return transition @ value  # one small problem is bound by calls, not by arithmetic
     *_, states, actions, _ = transition.shape
     rows = transition.flatten(-3, -2)
-    if transition.ndim > 3:
-        flat = (rows @ value.unsqueeze(-1)).squeeze(-1)
-    elif value.ndim == 1:
-        return torch.mv(rows, value).view(states, actions)  # one small problem is bound by calls, not by arithmetic
-    else:
-        flat = value @ rows.mT
+    flat = matvec(rows, value) if transition.ndim > 3 else value @ rows.mT
     return flat.view(*flat.shape[:-1], states, actions)
 
 
@@ -61,6 +59,13 @@ def push_forward(transition: Tensor, mass: Tensor) -> Tensor:
     """
     rows, flat = transition.flatten(-3, -2), mass.flatten(-2)
     return flat @ rows if transition.ndim == 3 else (flat.unsqueeze(-2) @ rows).squeeze(-2)
+
+
+def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Mv with leading axes that broadcast: [B, n, m], [B, m] → [B, n]."""
+    if matrix.ndim == 2 and vector.ndim == 1:
+        return torch.mv(matrix, vector)
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def policy_transition(transition: Tensor, policy: Tensor) -> Tensor:

@@ -32,8 +32,11 @@ class Shannon:
             )
 
     def conjugate(self, q: Tensor) -> Tensor:
-        """τ logsumexp(q/τ), with the maximum taken out: [B, S, A] → [B, S]."""
-        return torch.logsumexp(q / self.temperature, -1) * self.temperature
+        """τ logsumexp(q/τ), read off the greedy action as q_a − τ log π_a: [B, S, A] → [B, S].
+
+        There log π_a lies in [−log A, 0], so nothing overflows or cancels at any temperature, and it is quicker than ``logsumexp``.
+        """
+        return torch.sub(q.amax(-1), torch.log_softmax(q / self.temperature, -1).amax(-1), alpha=self.temperature)
 
     def policy(self, q: Tensor) -> Tensor:
         """softmax(q/τ): [B, S, A] → [B, S, A], rows sum to one."""
@@ -45,4 +48,5 @@ class Shannon:
 
     def penalty(self, policy: Tensor) -> Tensor:
         """τ Σ_a π log π ≤ 0: [B, S, A] → [B, S]."""
-        return torch.special.xlogy(policy, policy).sum(-1) * self.temperature
+        negative_entropy: Tensor = torch.special.xlogy(policy, policy).sum(-1)
+        return self.temperature * negative_entropy

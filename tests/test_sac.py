@@ -320,6 +320,18 @@ def test_time_limits_do_not_cut_the_bootstrap() -> None:
     assert [index for index, same in enumerate(continued) if not same] == [4, 9, 14], "s' at the limit is the last observation"
 
 
+def test_critics_read_actions_in_the_unit_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the critics would be fitted at other actions than those at which the actor asks them."""
+    batches: list[Labelled] = []
+    monkeypatch.setattr(Learner, "update", lambda self, batch: batches.append(batch))
+    problem = pendulum()
+    response = SMALL.solve(problem, problem.reward.initial(seeded(0)), generator=seeded(1))
+    kept = response.state.replay.at(torch.arange(40)).actions
+    widest = max(float(batch.actions.abs().max()) for batch in batches)
+    assert widest == pytest.approx(float(kept.abs().max()) / 2.0)
+    assert widest > 0.8
+
+
 def test_labels_follow_x() -> None:
     """Without it the follower would learn from rewards of an x that has changed since."""
     problem = pendulum()
@@ -352,6 +364,7 @@ def test_policy_is_a_frozen_snapshot_in_the_units_of_the_box() -> None:
     parameters, states = warm.policy.parameters.clone(), torch.randn(400, 3, generator=seeded(2))
     SMALL.solve(problem, x, warm=warm, generator=seeded(3))
     assert torch.equal(parameters, warm.policy.parameters)
+    assert parameters.data_ptr() != warm.state.networks.actor.data_ptr() != warm.policy.parameters.data_ptr()
     plain = module((3, 8, 8, 2), parameters, 1, 0)(states).detach()
     torch.testing.assert_close(warm.policy.mean(states), 2.0 * torch.tanh(plain[:, :1]))
     drawn = warm.policy.sample(states, seeded(4))
@@ -375,4 +388,4 @@ def test_refuses_what_does_not_fit() -> None:
         replace(SMALL, hidden=(9, 9)).solve(problem, x, warm=warm, generator=seeded(1))
     for wrong in ({"steps": 0}, {"steps": 1, "num_envs": 2}, {"hidden": ()}, {"polyak": 0.0}, {"updates_per_step": -1.0}):
         with pytest.raises(InvalidProblem):
-            SAC(**wrong)  # type: ignore[arg-type]
+            SAC(**wrong)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from math import isfinite
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -18,8 +19,22 @@ from bilevel_gym.types import Estimator, Hypergradient
 
 __all__ = ["Callback", "HypergradientAgent", "Optimizer"]
 
-Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-"""What makes an optimizer of x, such as ``functools.partial(torch.optim.SGD, lr=8e-3)``."""
+
+class Optimizer(Protocol):
+    """What the agent asks of an optimizer; every one of ``torch.optim`` has it."""
+
+    def step(self) -> Any:
+        """Change x in place, from its ``grad``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Go back to it."""
+        ...
+
 
 Callback = Callable[["HypergradientAgent", Mapping[str, float]], bool | None]
 """Called after each upper step with the agent and its metrics; returning False ends the training."""
@@ -34,7 +49,7 @@ class HypergradientAgent:
     Args:
         env: an outer environment, or wrappers around one.
         estimator: how ∇φ is estimated.
-        optimizer: what makes a torch optimizer of x.
+        optimizer: what makes an optimizer of x, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         updates_per_step: updates of x between two steps of the environment; each estimates anew at the current x, the response stays.
         warmup_updates: further updates before the first step, such as epochs over the first pairs.
 
@@ -44,7 +59,13 @@ class HypergradientAgent:
     """
 
     def __init__(
-        self, env: gym.Env[Any, Any], estimator: Estimator, optimizer: Optimizer, *, updates_per_step: int = 1, warmup_updates: int = 0
+        self,
+        env: gym.Env[Any, Any],
+        estimator: Estimator,
+        optimizer: Callable[[list[Tensor]], Optimizer],
+        *,
+        updates_per_step: int = 1,
+        warmup_updates: int = 0,
     ) -> None:
         bilevel = env.unwrapped
         if not isinstance(bilevel, BilevelEnv):
@@ -89,7 +110,7 @@ class HypergradientAgent:
         self.x.copy_(bilevel.x)
         for _ in range(self.updates_per_step + (self.warmup_updates if self.x_updates == 0 else 0)):
             self.hypergradient, after = self.estimator(oracle, self.x, response, evaluation, self._estimator_state[0])
-            if not bool(self.hypergradient.value.isfinite().all()):
+            if not isfinite(float(self.hypergradient.value.sum())):
                 raise InvalidAction(
                     "the hyper-gradient is not finite: lower the learning rate or raise the temperature; x was left as it was"
                 )

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.hypergradients import Exact, Implicit, ScoreFunction
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
@@ -22,7 +23,7 @@ def exact(env: gym.Env[Any, Any], *, learning_rate: float = 8e-3) -> Hypergradie
         env: a tabular outer environment, best with ``solver="policy_iteration"``.
         learning_rate: β.
     """
-    return HypergradientAgent(env, Exact(), partial(torch.optim.SGD, lr=learning_rate))
+    return HypergradientAgent(env, Exact(), partial(GradientDescent, lr=learning_rate))
 
 
 def m_sobirl(
@@ -40,7 +41,7 @@ def m_sobirl(
         initial: w_0 [S], zeros by default.
         adjoint_steps: steps on w in each outer iteration.
     """
-    return HypergradientAgent(env, Implicit(step_size, initial, adjoint_steps), partial(torch.optim.SGD, lr=learning_rate))
+    return HypergradientAgent(env, Implicit(step_size, initial, adjoint_steps), partial(GradientDescent, lr=learning_rate))
 
 
 def sobirl(

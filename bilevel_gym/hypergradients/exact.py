@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from bilevel_gym.numerics import adjoint
@@ -42,7 +41,6 @@ class Exact:
         """No state."""
         return
 
-    @torch.no_grad()
     def __call__(self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: None) -> tuple[Hypergradient, None]:
         """∇φ(x) at a response: x [B, D] → [B, D]."""
         problem = oracle.problem

@@ -71,7 +71,6 @@ class Implicit:
             raise InvalidProblem(f"initial has shape {tuple(w.shape)}: w has one number for each state, [S] = [{start.shape[-1]}]")
         return w
 
-    @torch.no_grad()
     def __call__(
         self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: Tensor
     ) -> tuple[Hypergradient, Tensor]:
@@ -88,12 +87,12 @@ class Implicit:
         return Hypergradient(direct + implicit, direct, implicit), w
 
     def _descend(self, mdp: MDP, policy: Tensor, weighted: Tensor, w: Tensor) -> Tensor:
-        """Gradient steps on ½‖Aw − b‖²; A and b are applied, never formed: Aw = w − γPᵀ(π⊙w), b = Σ_a(π⊙h) − γPᵀ(π⊙h)."""
+        """Gradient steps on ½‖Aw − b‖²; nothing is formed: Aw − b = w − Σ_a(π⊙h) − γPᵀ(π⊙w − π⊙h)."""
         gamma, transition = mdp.discount, mdp.transition
-        b = weighted.sum(-1) - gamma * push_forward(transition, weighted)
+        summed = weighted.sum(-1)
         step = _safe_step(mdp, policy) if self.step_size is None else self.step_size
         for _ in range(self.adjoint_steps):
-            residual = w - gamma * push_forward(transition, policy * w.unsqueeze(-1)) - b
+            residual = w - summed - gamma * push_forward(transition, policy * w.unsqueeze(-1) - weighted)
             w = w - step * (residual - gamma * (policy * expect_next(transition, residual)).sum(-1))
         return w
 

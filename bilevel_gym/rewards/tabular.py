@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import matvec
 
 __all__ = ["LinearReward", "QuadraticReward"]
 
@@ -75,13 +76,13 @@ class QuadraticReward(_Table):
 
     def at(self, x: Tensor) -> Tensor:
         """r_x: [B, D] → [B, S, A]. Cost: O(D² + SA)."""
-        form = (x * (self.matrix @ x.unsqueeze(-1)).squeeze(-1)).sum(-1)
+        form = (x * matvec(self.matrix, x)).sum(-1)
         return self.coefficients * form[..., None, None]
 
     def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """⟨c, cotangent⟩ (M + Mᵀ) x: [B, S, A] → [B, D]. Cost: O(D² + SA)."""
         weight = (self.coefficients * cotangent).sum((-2, -1))
-        return weight.unsqueeze(-1) * (self._symmetric @ x.unsqueeze(-1)).squeeze(-1)
+        return weight.unsqueeze(-1) * matvec(self._symmetric, x)
 
 
 class LinearReward(_Table):

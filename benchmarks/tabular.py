@@ -120,7 +120,7 @@ def solve(solver: SoftPolicyIteration | SoftValueIteration) -> Callable[[], None
 def interleaved(contestants: dict[str, Callable[[], None]], repeats: dict[str, int], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a call: one block of each in turn, ``rounds`` times."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for name, call in contestants.items():
+    for call in contestants.values():
         for _ in range(3):
             call()
     for _ in range(rounds):

@@ -40,7 +40,9 @@ def main(
     folder = output or Path("runs") / f"demo-{agent}-{preset}-seed{seed}"
     spec = RunSpec(env_id, agent, seed, {"preset": preset})
     run = Run.load(folder, id=env_id, agent=agent, seed=seed) if (folder / CHECKPOINT).exists() else Run.create(spec, folder)
-    console.print(f"[bold]{agent}[/] on [bold]{env_id}[/], {steps} upper steps, from step {run.step}; Ctrl-C is safe, the same command goes on")
+    console.print(
+        f"[bold]{agent}[/] on [bold]{env_id}[/], {steps} upper steps, from step {run.step}; Ctrl-C is safe, the same command goes on"
+    )
     began, before = time.perf_counter(), run.bilevel.counters.env_steps
     run.train(steps, progress_bar=True, checkpoint_every=5)
     seconds = time.perf_counter() - began

@@ -141,7 +141,9 @@ def test_fields_that_have_changed_are_named() -> None:
         checkpoint.unpack({"__class__": "bilevel_gym.envs.oracle:Counters", "fields": {"vanished": 1}})
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, {(1, 2): 3}, {"__class__": "tuple"}, np.array(["text"])], ids=str)
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, {(1, 2): 3}, {"__class__": "tuple"}, np.array(["text"])], ids=["object", "set", "tuple-keys", "tag", "text"]
+)
 def test_what_cannot_be_loaded_is_not_saved(value: Any) -> None:
     """Without it the mistake would show when the run is needed again, not when it is saved."""
     with pytest.raises(CheckpointError, match="cannot be saved"):

@@ -25,9 +25,9 @@ def test_python_blocks_run(page):
 def test_the_parts_of_the_documentation_work_together():
     """The solver, objective and estimator of the how-to are more than text: the solver answers, and the check sees that ∇φ lacks a term."""
     import gymnasium as gym
-    from tests import problems
 
     from bilevel_gym.testing import check_hypergradient
+    from tests import problems
 
     names: dict[str, object] = {}
     for block in BLOCK.findall((ROOT / "docs" / "own-parts.md").read_text()):

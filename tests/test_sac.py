@@ -290,7 +290,7 @@ def test_interrupt_leaves_a_usable_state(monkeypatch: pytest.MonkeyPatch) -> Non
     problem = pendulum()
     x = problem.reward.initial(seeded(0))
     warm = SMALL.solve(problem, x, generator=seeded(1))
-    before, env = warm.state.networks.clone(), warm.state.simulation.envs[1]
+    before, env = warm.state.networks.clone(), warm.state.simulation.env.envs[1]
     calls, step = [0], env.step
 
     def interrupted(action: np.ndarray) -> Any:

@@ -87,6 +87,15 @@ def test_rollout_depends_on_policy_and_generator_alone(pendulum: VectorWorld) ->
     assert not torch.equal(first.states, other.states)
 
 
+def test_worker_processes_play_the_same_episodes(pendulum: VectorWorld) -> None:
+    """Without it ``vectorization="async"`` could be another world: seeds, actions and ends must reach the workers unchanged."""
+    there = VectorWorld("Pendulum-v1", 0.99, horizon=20, vectorization="async")
+    found = [world.rollout(world.uniform(), trajectories=2, steps=20, generator=seeded(2)) for world in (pendulum, there)]
+    there._pool[2].close()
+    assert torch.equal(found[0].states, found[1].states)
+    assert torch.equal(found[0].rewards, found[1].rewards)
+
+
 def test_rollout_matches_the_environment(pendulum: VectorWorld) -> None:
     """Without it states, actions and rewards could be shifted against each other by a step."""
     found = pendulum.rollout(pendulum.uniform(), trajectories=2, steps=20, generator=seeded(5))
@@ -186,7 +195,7 @@ def test_description_without_its_simulators_is_pickled(pendulum: VectorWorld) ->
     pendulum.rollout(pendulum.uniform(), trajectories=2, steps=3, generator=seeded(0))
     again = pickle.loads(pickle.dumps(pendulum))
     assert again == pendulum
-    assert len(again._envs) == 0
+    assert len(again._pool) == 0
     again.rollout(again.uniform(), trajectories=2, steps=3, generator=seeded(0))
 
 

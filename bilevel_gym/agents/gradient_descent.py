@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bilevel_gym.errors import InvalidProblem
+
 __all__ = ["GradientDescent"]
 
 
@@ -14,10 +16,15 @@ class GradientDescent:
 
     Args:
         parameters: tensors with a ``grad``.
-        lr: β.
+        lr: β > 0.
+
+    Raises:
+        InvalidProblem: β is not positive and finite.
     """
 
     def __init__(self, parameters: list[Tensor], *, lr: float) -> None:
+        if not 0.0 < lr < float("inf"):
+            raise InvalidProblem(f"the learning rate is {lr}: it must be positive and finite, such as 8e-3")
         self.parameters, self.lr = parameters, lr
 
     def step(self) -> None:

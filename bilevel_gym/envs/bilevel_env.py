@@ -265,7 +265,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.counters.env_steps += response.env_steps + evaluation.env_steps
         self.counters.comparisons += evaluation.comparisons
 
-    def _observation_space(self, dtype: Any) -> gym.Space[Observation]:
+    def _observation_space(self, dtype: Any) -> gym.Space[Any]:
         spaces: dict[str, gym.Space[Any]] = {
             "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
             "gap": gym.spaces.Box(0.0, LARGEST, (1,), dtype),

@@ -67,8 +67,8 @@ class ActorCritic:
         """Fresh networks."""
         actor = initial_parameters(setting.actor_sizes, 1, generator, device)
         critic = initial_parameters(setting.critic_sizes, 2, generator, device)
-        moments = (flat.new_zeros(2, flat.numel()) for flat in (actor, critic))
-        return cls(actor, critic, critic.clone(), *moments, actor.new_zeros(2))
+        actor_moments, critic_moments = actor.new_zeros(2, actor.numel()), critic.new_zeros(2, critic.numel())
+        return cls(actor, critic, critic.clone(), actor_moments, critic_moments, actor.new_zeros(2))
 
     def clone(self) -> ActorCritic:
         """Another copy of every tensor."""
@@ -92,9 +92,8 @@ class Learner:
 
     def __init__(self, networks: ActorCritic, setting: Setting, *, batch_size: int, learning_rate: float, polyak: float) -> None:
         self.networks, self.setting, self.learning_rate, self.polyak = networks, setting, learning_rate, polyak
-        device = networks.actor.device
-        self._actor_net = Perceptrons(setting.actor_sizes, 1, batch_size, device)
-        self._critic_net = Perceptrons(setting.critic_sizes, 2, batch_size, device)
+        self._actor_net = Perceptrons(setting.actor_sizes, 1, batch_size, networks.actor)
+        self._critic_net = Perceptrons(setting.critic_sizes, 2, batch_size, networks.critic)
         self._actor_gradient, self._critic_gradient = torch.empty_like(networks.actor), torch.empty_like(networks.critic)
         self._actor, self._actor_slots = self._actor_net.views(networks.actor), self._actor_net.views(self._actor_gradient)
         self._critic, self._critic_slots = self._critic_net.views(networks.critic), self._critic_net.views(self._critic_gradient)

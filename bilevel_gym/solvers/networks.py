@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import log
 
@@ -52,16 +52,16 @@ class Perceptrons:
         sizes: (in, *hidden, out).
         copies: C perceptrons, each with its own parameters.
         rows: n inputs at a time.
-        device: where the buffers live.
+        like: a tensor of the dtype and on the device that the buffers get.
     """
 
-    def __init__(self, sizes: tuple[int, ...], copies: int, rows: int, device: torch.device) -> None:
+    def __init__(self, sizes: tuple[int, ...], copies: int, rows: int, like: Tensor) -> None:
         self.sizes, self.copies = sizes, copies
         self.shapes = layer_shapes(sizes, copies)
-        self._inputs = torch.empty(0)
-        self._units, self._slopes = ([torch.empty(copies, rows, width, device=device) for width in sizes[1:-1]] for _ in range(2))
-        self._product = torch.empty(copies, rows, sizes[-2], device=device)
-        self._out = torch.empty(copies, rows, sizes[-1], device=device)
+        self._inputs = like
+        self._units, self._slopes = ([like.new_empty(copies, rows, width) for width in sizes[1:-1]] for _ in range(2))
+        self._product = self._slopes[-1]  # free until the backward pass writes it
+        self._out = like.new_empty(copies, rows, sizes[-1])
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Weights [C, in, out] and biases [C, 1, out] in turn, as views: [P] → list."""
@@ -159,6 +159,10 @@ class GaussianPolicy:
     sizes: tuple[int, ...]
     low: Tensor
     high: Tensor
+    _layers: list[Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_layers", split_flat(self.parameters, layer_shapes(self.sizes)))
 
     def clone(self) -> GaussianPolicy:
         """The same policy with parameters of its own."""
@@ -177,9 +181,9 @@ class GaussianPolicy:
             return self._to_box(gaussian(self._output(observations))[0])
 
     def _output(self, observations: Tensor) -> Tensor:
-        parameters = split_flat(self.parameters, layer_shapes(self.sizes))
-        units = torch.addmm(parameters[1][0], observations, parameters[0][0])
-        for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+        weight, bias = self._layers[:2]
+        units = torch.addmm(bias[0], observations, weight[0])
+        for weight, bias in zip(self._layers[2::2], self._layers[3::2], strict=True):
             units = torch.addmm(bias[0], units.relu_(), weight[0])
         return units
 

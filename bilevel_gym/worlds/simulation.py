@@ -1,4 +1,4 @@
-"""Live copies of an environment, stepped side by side."""
+"""Live episodes of a Gymnasium vector environment, as tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Env", "Simulation", "Transition"]
+__all__ = ["Simulation", "Transition", "VectorEnv"]
 
-Env = gym.Env[Any, Any]
+VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
 
 class Transition(NamedTuple):
@@ -28,15 +28,15 @@ class Transition(NamedTuple):
 
 
 class Simulation:
-    """N live copies of an environment; an episode that ends starts anew within the same step (SAME_STEP autoreset).
+    """N live episodes in a Gymnasium vector environment under SAME_STEP autoreset: an episode that ends starts anew in the same step.
 
     Args:
-        envs: the copies.
+        env: with ``autoreset_mode=AutoresetMode.SAME_STEP``.
         device: where the tensors go.
     """
 
-    def __init__(self, envs: list[Env], device: torch.device) -> None:
-        self.envs = envs
+    def __init__(self, env: VectorEnv, device: torch.device) -> None:
+        self.env = env
         self.device = device
         self._observations: Tensor | None = None
 
@@ -58,9 +58,9 @@ class Simulation:
 
     def reset(self, seed: int) -> Tensor:
         """Start N episodes, which depend on the seed alone: [N, observation]."""
-        seeds = np.random.SeedSequence(seed).generate_state(len(self.envs))
-        rows = [env.reset(seed=int(number))[0] for env, number in zip(self.envs, seeds, strict=True)]
-        self._observations = self._float(rows)
+        seeds = np.random.SeedSequence(seed).generate_state(self.env.num_envs)
+        observations, _ = self.env.reset(seed=[int(number) for number in seeds])  # type: ignore[arg-type]  # a list is right, the annotation lags
+        self._observations = self._tensor(observations, torch.float32)
         return self._observations
 
     def step(self, actions: Tensor) -> Transition:
@@ -72,28 +72,20 @@ class Simulation:
         Returns:
             what came of it; ``observations`` has moved on to what follows.
         """
-        moves = actions.detach().cpu().numpy()
-        following, current, rewards, terminated, truncated = [], [], [], [], []
         self._observations = None  # an exception in here leaves some copies a step ahead: no action may follow then
-        for env, move in zip(self.envs, moves, strict=True):
-            observation, reward, ended, stopped, _ = env.step(move)
-            following.append(observation)
-            rewards.append(float(reward))
-            terminated.append(ended)
-            truncated.append(stopped)
-            current.append(env.reset()[0] if ended or stopped else observation)
-        final = self._float(following)
-        restarted = any(terminated) or any(truncated)
-        self._observations = self._float(current) if restarted else final
-        return Transition(final, self._float(rewards), self._bool(terminated), self._bool(truncated))
+        observations, rewards, terminated, truncated, info = self.env.step(actions.detach().cpu().numpy())
+        following = self._observations = self._tensor(observations, torch.float32)
+        if "final_obs" in info:
+            following = following.clone()
+            ended = np.flatnonzero(info["_final_obs"])
+            following[ended] = self._tensor(np.stack(info["final_obs"][ended]), torch.float32)
+        return Transition(
+            following, self._tensor(rewards, torch.float32), self._tensor(terminated, torch.bool), self._tensor(truncated, torch.bool)
+        )
 
     def close(self) -> None:
         """Close every copy."""
-        for env in self.envs:
-            env.close()
+        self.env.close()
 
-    def _float(self, rows: list[Any]) -> Tensor:
-        return torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.device)
-
-    def _bool(self, flags: list[bool]) -> Tensor:
-        return torch.tensor(flags, dtype=torch.bool, device=self.device)
+    def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(values).to(self.device, dtype, copy=True)

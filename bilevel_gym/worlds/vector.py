@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.types import Policy, Trajectory
 from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
-from bilevel_gym.worlds.simulation import Env, Simulation
+from bilevel_gym.worlds.simulation import Simulation, VectorEnv
 
 __all__ = ["VectorWorld"]
 
@@ -34,6 +34,7 @@ class VectorWorld:
         discount: γ in [0, 1).
         horizon: steps of an episode.
         env_kwargs: more arguments of ``gymnasium.make``; these win over ``terminate_when_unhealthy=False``.
+        vectorization: ``"sync"`` steps the copies in turn, ``"async"`` each in a process of its own, for slow simulators.
         device: where the tensors go.
 
     Raises:
@@ -45,6 +46,7 @@ class VectorWorld:
     _: KW_ONLY
     horizon: int
     env_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    vectorization: Literal["sync", "async"] = "sync"
     device: str | torch.device = "cpu"
     observation_size: int = field(init=False, compare=False)
     """Numbers in an observation."""
@@ -54,7 +56,7 @@ class VectorWorld:
     """[action] the lower corner of the box of actions."""
     action_high: Tensor = field(init=False, compare=False, repr=False)
     """[action] the upper corner."""
-    _envs: list[Env] = field(init=False, compare=False, repr=False, default_factory=list)
+    _pool: dict[int, VectorEnv] = field(init=False, compare=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.discount < 1.0:
@@ -74,7 +76,7 @@ class VectorWorld:
             raise InvalidProblem(f"{self.env_id} has actions {actions}: a flat Box with finite bounds is needed")
         low, high = (torch.from_numpy(edge.astype(np.float32)).to(self.device) for edge in (actions.low, actions.high))
         self._set(observation_size=observations.shape[0], action_size=actions.shape[0], action_low=low, action_high=high)
-        self._envs.append(env)
+        env.close()
 
     def open(self, num_envs: int, seed: int) -> Simulation:
         """Open live copies of one's own, each at the start of an episode.
@@ -83,7 +85,7 @@ class VectorWorld:
             num_envs: N.
             seed: of the resets; the same seed and actions give the same episodes.
         """
-        simulation = Simulation([self._make() for _ in range(num_envs)], torch.device(self.device))
+        simulation = Simulation(self._vector(num_envs), torch.device(self.device))
         simulation.reset(seed)
         return simulation
 
@@ -103,9 +105,9 @@ class VectorWorld:
             states [N, T, observation] float32, actions [N, T, action], alive [N, T], true rewards [N, T] (0 where not alive;
             states and actions stand still there). Cost: N·T environment steps, and T calls of the policy.
         """
-        while len(self._envs) < trajectories:
-            self._envs.append(self._make())
-        simulation = Simulation(self._envs[:trajectories], torch.device(self.device))
+        if trajectories not in self._pool:
+            self._pool[trajectories] = self._vector(trajectories)
+        simulation = Simulation(self._pool[trajectories], torch.device(self.device))
         simulation.reset(draw_seed(generator))
         alive = torch.ones(trajectories, dtype=torch.bool, device=simulation.device)
         state, seen = simulation.observations, []
@@ -164,19 +166,24 @@ class VectorWorld:
             RuntimeError: this machine cannot render; the message names the cure.
         """
         generator = torch.Generator().manual_seed(0)
-        simulation = Simulation([self._make(render_mode="rgb_array")], torch.device(self.device))
+        env = self._make(render_mode="rgb_array")
         try:
-            simulation.reset(0)
+            state, _ = env.reset(seed=0)
             for _ in range(min(steps, self.horizon - 1)):
-                simulation.step(policy.sample(simulation.observations, generator))
-            return np.asarray(simulation.envs[0].render())
+                action = policy.sample(torch.as_tensor(state[None], dtype=torch.float32, device=self.device), generator)
+                state, *_ = env.step(action[0].cpu().numpy())
+            return np.asarray(env.render())
         except Exception as error:
             cure = "install pygame for classic control; for MuJoCo without a display set MUJOCO_GL=egl (Debian: apt-get install libegl1)"
             raise RuntimeError(f"{self.env_id} cannot be rendered here ({error}); {cure}") from error
         finally:
-            simulation.close()
+            env.close()
 
-    def _make(self, **options: Any) -> Env:
+    def _vector(self, num_envs: int) -> VectorEnv:
+        kind = gym.vector.AsyncVectorEnv if self.vectorization == "async" else gym.vector.SyncVectorEnv
+        return kind([self._make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+    def _make(self, **options: Any) -> gym.Env[Any, Any]:
         return gym.make(self.env_id, max_episode_steps=self.horizon, disable_env_checker=True, **options, **dict(self.env_kwargs))
 
     def _set(self, **values: Any) -> None:
@@ -185,7 +192,7 @@ class VectorWorld:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the live copies, which cannot be pickled."""
-        return {**self.__dict__, "_envs": []}
+        return {**self.__dict__, "_pool": {}}
 
 
 def draw_seed(generator: torch.Generator) -> int:

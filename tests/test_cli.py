@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         (("train", ID, "--set", "states=many"), "cannot be made with {'states': 'many'}"),
         (("train", ID, "--set", "solver=magic"), "unknown solver 'magic'"),
         (("train", ID, "--agent-set", "rate=1"), "unknown argument of the agent m_sobirl 'rate'; choose one of: .*learning_rate"),
-        (("train", ID, "--agent-set", "learning_rate=-1"), "the agent m_sobirl cannot be made with"),
+        (("train", ID, "--agent-set", "learning_rate=-1"), "the learning rate is -1"),
         (("check", "bilevel/Nothing-v0"), "unknown id"),
         (("plot", "nowhere"), "nowhere holds no metrics.csv"),
     ],

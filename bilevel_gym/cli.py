@@ -102,6 +102,9 @@ def train(
     agent_set: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the agent; JSON.", show_default=False)
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; one is quickest for small networks.", show_default="torch's choice")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Train an agent, into a folder with metrics, checkpoints and a learning curve.
@@ -111,6 +114,10 @@ def train(
     from bilevel_gym.agents.callbacks import StopOnSignal
     from bilevel_gym.agents.runs import Run, RunSpec
 
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     env_kwargs = _options("--set", [*(set_ or []), *([f"preset={preset}"] if preset is not None else [])])
     given = {
         "agent": agent,

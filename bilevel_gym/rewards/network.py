@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class MLPReward:
         slope: float = 0.01,
         bound: float = 10.0,
         device: str | torch.device | None = None,
-    ) -> MLPReward:
+    ) -> Self:
         """A network that fits a world's observations and actions, on its device unless another is named."""
         return cls(
             world.observation_size,

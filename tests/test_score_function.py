@@ -40,6 +40,20 @@ def test_exact_sensitivities_are_unbiased(name):
     check_hypergradient(PROBLEMS[name], problems.point(PROBLEMS[name], 0), ScoreFunction("exact"), estimates=300)
 
 
+def test_the_baseline_leaves_the_tuple_out():
+    """With two pairs a mean that contains the pair itself would halve the implicit term; the mean of the others leaves it as it is."""
+    problem = problems.preference(0, pairs=2)
+    check_hypergradient(problem, problems.point(problem, 0), ScoreFunction("exact"), estimates=1500)
+
+
+def test_centring_leaves_the_trajectory_out():
+    """The same for the critic's baseline: with two pairs, four trajectories, a mean that contains c_t itself would take a quarter of it."""
+    problem = problems.preference(0, pairs=2)
+    x, response, _ = setting(problem)
+    critic = GivenCritic(enumerated_critic(problem, x, response.policy))
+    check_hypergradient(problem, x, ScoreFunction("critic", critic=critic), estimates=1500)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_critic_with_the_enumerated_l_is_unbiased(name):
     """With the true L the weighted sum of rewards along the same trajectory is the implicit term, exactly."""

@@ -291,6 +291,24 @@ def test_pendulum_renders():
     assert torch.equal(before, env.unwrapped.get_state()["generator"]["state"])
 
 
+def test_the_oracle_leaves_the_environment_as_it_was():
+    """A solve on the side must not feed the follower's replay, move its episodes, or change its networks; only the counters move."""
+    env = make("bilevel/PendulumPreference-v0")
+    env.reset(seed=0)
+    env.step(env.unwrapped.x.numpy())
+    inner = env.unwrapped
+    state = inner.response.state
+    written, actor, here = state.replay.written, state.networks.actor.clone(), state.simulation.observations.clone()
+    spent = inner.counters.env_steps
+    response = inner.oracle.solve(inner.x + 0.01, warm=inner.response)
+    assert response.env_steps == 50
+    assert inner.counters.env_steps == spent + 50
+    assert state.replay.written == written
+    assert torch.equal(state.networks.actor, actor)
+    assert torch.equal(state.simulation.observations, here)
+    assert inner.response.state is state
+
+
 def test_preference_metrics_are_kept_apart():
     """Objective, true and learned return, fresh and held-out accuracy: five numbers, none of them another one's copy."""
     env = make("bilevel/PendulumPreference-v0")

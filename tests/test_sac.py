@@ -320,6 +320,20 @@ def test_time_limits_do_not_cut_the_bootstrap() -> None:
     assert [index for index, same in enumerate(continued) if not same] == [4, 9, 14], "s' at the limit is the last observation"
 
 
+def test_ends_cut_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the value of a state from which nothing follows would be that of going on."""
+    problem = pendulum()
+    x = problem.reward.initial(seeded(0))
+    warm = SMALL.solve(problem, x, generator=seeded(1))
+    warm.state.replay.rows[:, -2] = 1.0  # every transition so far was an end
+    batches: list[Labelled] = []
+    monkeypatch.setattr(Learner, "update", lambda self, batch: batches.append(batch))
+    SMALL.solve(problem, x, warm=warm, budget=Budget(steps=2), generator=seeded(2))
+    going = torch.cat([batch.going for batch in batches])
+    assert float(going.mean()) < 0.2
+    assert set(going.tolist()) <= {0.0, 1.0}
+
+
 def test_critics_read_actions_in_the_unit_box(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the critics would be fitted at other actions than those at which the actor asks them."""
     batches: list[Labelled] = []

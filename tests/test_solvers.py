@@ -78,6 +78,19 @@ def test_policy_tolerance_certifies_the_distance(kind):
         assert float((response.policy - EXACT.solve(problem, x).policy).square().sum()) <= 1e-4
 
 
+def test_policy_tolerance_where_the_error_is_largest():
+    """A choice between a state that pays for ever and one that pays nothing: ‖V − V*‖ is gap/(1−γ), so a bound without it certifies too early."""
+    transition = np.zeros((3, 2, 3))
+    transition[0, 0, 1] = transition[0, 1, 2] = 1.0
+    transition[1, :, 1] = transition[2, :, 2] = 1.0
+    reward = np.array([[0.0, 99.0], [1.0, 1.0], [0.0, 0.0]])  # a tie at the optimum, where the policy is most sensitive
+    problem = table_problem(transition, reward, 0.99, 1.0)
+    x = torch.ones(1, dtype=torch.float64)
+    response = SoftValueIteration(policy_tolerance=1e-2).solve(problem, x)
+    distance = float((response.policy - EXACT.solve(problem, x).policy).square().sum())
+    assert 1e-5 < distance <= 1e-2
+
+
 def test_newton_takes_few_steps_where_sweeps_take_thousands():
     """Quadratic convergence is the point of policy iteration: at γ = .99 and a tiny temperature it must end in a dozen steps."""
     rng = np.random.default_rng(0)

@@ -93,6 +93,8 @@ def test_worker_processes_play_the_same_episodes(pendulum: VectorWorld) -> None:
     found = [world.rollout(world.uniform(), trajectories=2, steps=20, generator=seeded(2)) for world in (pendulum, there)]
     there._pool[2].close()
     assert torch.equal(found[0].states, found[1].states)
+    assert found[0].rewards is not None
+    assert found[1].rewards is not None
     assert torch.equal(found[0].rewards, found[1].rewards)
 
 

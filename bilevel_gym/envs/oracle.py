@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,9 @@ class ProblemOracle:
         self.counters = Counters() if counters is None else counters
 
     def solve(self, x: Tensor, warm: Response | None = None) -> Response:
-        """The follower's response at another x."""
+        """The follower's response at another x; a warm start that shares a replay or a simulator is forked first, so that it stays."""
+        if warm is not None and hasattr(warm.state, "fork"):
+            warm = replace(warm, state=warm.state.fork())
         response = self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self.generator)
         self.counters.lower_step += response.steps
         self.counters.env_steps += response.env_steps

@@ -40,7 +40,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BilevelError as error:
+        except (BilevelError, OSError) as error:
             err.print(Text.assemble(("error:", "bold red"), " ", " ".join(str(error).split())), soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
@@ -103,21 +103,20 @@ def train(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the agent; JSON.", show_default=False)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; one is quickest for small networks.", show_default="torch's choice")
-    ] = None,
+        int, typer.Option(min=1, help="CPU threads; one is quickest for small networks, and another number rounds differently.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Train an agent, into a folder with metrics, checkpoints and a learning curve.
 
     Ctrl-C finishes the current upper step, saves, and prints the command that goes on; a second Ctrl-C aborts at once.
     """
+    import torch
+
     from bilevel_gym.agents.callbacks import StopOnSignal
     from bilevel_gym.agents.runs import Run, RunSpec
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     env_kwargs = _options("--set", [*(set_ or []), *([f"preset={preset}"] if preset is not None else [])])
     given = {
         "agent": agent,

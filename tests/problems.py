@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bilevel_gym import BilevelProblem
+from bilevel_gym import BilevelEnv, BilevelProblem
 from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, QuadraticObjective
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward, QuadraticReward
+from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.worlds import ControlledWorld, TabularWorld
 
 
@@ -89,6 +90,14 @@ def chain(*, length=3, pairs=64):
     features = np.zeros((states, actions, states))
     features[np.arange(states), :, np.arange(states)] = 1.0
     return BilevelProblem(world, LinearReward(features), Shannon(0.5), PreferenceObjective(length=length, pairs=pairs, steps=length + 60))
+
+
+def batched_env():
+    """What cannot be: one environment around a batch of tables."""
+    rng = np.random.default_rng(0)
+    world = TabularWorld(rows(rng, 3, 4, 2, 4), rows(rng, 3, 4), 0.9)
+    problem = BilevelProblem(world, LinearReward(rng.standard_normal((4, 2, 3))), Shannon(1.0), QuadraticObjective())
+    return BilevelEnv(problem, SoftPolicyIteration())
 
 
 def point(problem, seed, scale=0.7):

@@ -198,6 +198,25 @@ def test_the_memory_is_the_environments():
     assert first.env_steps > second.env_steps - 1
 
 
+def test_initial_pairs_are_for_the_first_evaluation_only():
+    """Without a queue, too: the label budget must not be spent anew at every step."""
+    problem = problems.preference(0)
+    problem = replace(problem, objective=replace(problem.objective, initial_pairs=100, capacity=0))
+    x = problems.point(problem, 0)
+    response, memory, asked = SOLVER.solve(problem, x), problem.objective.start(), []
+    for _ in range(3):
+        evaluation, memory = problem.objective.evaluate(problem, x, response, memory, generator())
+        asked.append(evaluation.comparisons)
+    assert asked == [100, 64, 64]
+
+
+def test_a_reward_that_knows_nothing_is_right_half_of_the_time():
+    """x = 0 ranks no pair: an accuracy that counts a tie as an answer would be the share of one label."""
+    problem = problems.preference(0)
+    x = torch.zeros(problem.dimension, dtype=torch.float64)
+    assert ProblemOracle(problem, SOLVER, generator()).evaluate(x, SOLVER.solve(problem, x)).metrics["accuracy_fresh"] == 0.5
+
+
 def test_metrics_mean_what_they_say():
     """At the true reward and with a rational teacher every pair is ranked right, both returns agree, and the loss is below log 2."""
     problem = problems.preference(0)
@@ -230,7 +249,7 @@ def test_a_world_without_a_reward_is_refused():
         ProblemOracle(bare, SOLVER, generator()).evaluate(x, SOLVER.solve(bare, x))
 
 
-@pytest.mark.parametrize("options", [{"length": 0}, {"pairs": 0}, {"steps": 1}, {"cut": "end"}, {"capacity": -1}])
+@pytest.mark.parametrize("options", [{"length": 0}, {"pairs": 0}, {"steps": 1}, {"cut": "end"}, {"capacity": -1}, {"trajectories": 1}])
 def test_bad_sizes_are_refused(options):
     """Sizes that make no fragments are refused when the objective is built."""
     with pytest.raises(InvalidProblem):

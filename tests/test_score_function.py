@@ -46,6 +46,16 @@ def test_the_baseline_leaves_the_tuple_out():
     check_hypergradient(problem, problems.point(problem, 0), ScoreFunction("exact"), estimates=1500)
 
 
+@pytest.mark.parametrize("sensitivity", ["exact", "critic"])
+def test_pairs_that_share_trajectories_leave_it_unbiased(sensitivity):
+    """Four trajectories cut into sixteen pairs, as every preset does: a baseline over pairs of the same trajectory takes half of the term."""
+    problem = problems.preference(0, pairs=16)
+    problem = replace(problem, objective=replace(problem.objective, trajectories=4))
+    x, response, _ = setting(problem)
+    critic = GivenCritic(enumerated_critic(problem, x, response.policy))
+    check_hypergradient(problem, x, ScoreFunction(sensitivity, critic=critic), estimates=1200)
+
+
 def test_centring_leaves_the_trajectory_out():
     """The same for the critic's baseline: with two pairs, four trajectories, a mean that contains c_t itself would take a quarter of it."""
     problem = problems.preference(0, pairs=2)
@@ -76,10 +86,10 @@ def fitted_estimates(problem, x, response, oracle, pairs, count):
 
 def test_a_fitted_critic_loses_its_bias_with_data():
     """L fitted on 32, 128, 512 earlier pairs: the bias of the implicit term must shrink, and be gone in the noise at 512."""
-    problem = problems.preference(2, ends=True)
+    problem = problems.chain()  # thirty cells, so that 32 pairs visit some of them hardly ever
     x, response, oracle = setting(problem)
     truth = central_differences(problem, x)
-    errors = [compare(truth, fitted_estimates(problem, x, response, oracle, pairs, 400)).relative_error for pairs in (4, 32, 512)]
+    errors = [compare(truth, fitted_estimates(problem, x, response, oracle, pairs, 400)).relative_error for pairs in (32, 128, 512)]
     assert errors[0] > errors[1] > errors[2]
     assert compare(truth, fitted_estimates(problem, x, response, oracle, 512, 300)).p_value > 0.001
 
@@ -124,6 +134,7 @@ def test_windows_agree_at_the_reset_and_differ_after_it():
     assert not torch.allclose(*later)
     with pytest.raises(UnsupportedProblem, match="frozen"):
         ScoreFunction("critic", "reset")(oracle, x, response, evaluation, ScoreState())
+    assert "frozen" in ScoreFunction("critic", "reset").supports(anywhere)
 
 
 def test_scores_from_the_reset_are_right_for_late_fragments():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from bilevel_gym import BilevelProblem
+from bilevel_gym.envs import draw_random_mdp
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import backup
 from bilevel_gym.objectives import QuadraticObjective
@@ -15,7 +18,7 @@ from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward
 from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
 from bilevel_gym.types import Budget
-from bilevel_gym.worlds import TabularWorld
+from bilevel_gym.worlds import ControlledWorld, TabularWorld
 from tests import problems
 
 EXACT = SoftPolicyIteration(tolerance=1e-13)
@@ -64,6 +67,32 @@ def test_gap_bounds_the_residual(solver):
         response = solver.solve(problem, x)
         residual = (problem.regularizer.conjugate(backup(problem.at(x), response.value)) - response.value).abs().max()
         assert float(residual) <= float(response.gap) + 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_gap_bounds_the_residual_from_any_start(steps):
+    """Far from the solution a Newton step can enlarge the residual; the certificate is of the V that is returned."""
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        problem = problems.quadratic(seed, discount=0.95, temperature=0.05)
+        x = problems.point(problem, seed)
+        warm = replace(EXACT.start(problem), value=torch.as_tensor(20 * rng.standard_normal(problem.world.states)))
+        for solver in (SoftPolicyIteration(sweeps=steps), SoftValueIteration(sweeps=steps)):
+            response = solver.solve(problem, x, warm=warm)
+            residual = (problem.regularizer.conjugate(backup(problem.at(x), response.value)) - response.value).abs().max()
+            assert float(residual) <= float(response.gap) * (1 + 1e-9) + 1e-10
+
+
+def test_nothing_is_certified_without_a_certificate():
+    """At the rounding error a solve must end, and say that it has not converged; a budget of no steps certifies nothing."""
+    rng = np.random.default_rng(0)
+    problem = table_problem(problems.rows(rng, 6, 3, 6), rng.standard_normal((6, 3)), 0.99, 1e-9)
+    one = torch.ones(1, dtype=torch.float64)
+    for kind in (SoftPolicyIteration, SoftValueIteration):
+        response = kind(policy_tolerance=1e-12, tolerance=None).solve(problem, one)
+        assert not response.converged
+        with pytest.raises(InvalidProblem, match="no steps"):
+            kind().solve(problem, one, budget=Budget(steps=0))
 
 
 @pytest.mark.parametrize("kind", [SoftValueIteration, SoftPolicyIteration])
@@ -183,6 +212,13 @@ def test_extreme_logits_stay_finite():
         (lambda: TabularWorld(np.full((2, 1, 3), 1 / 3), [0.5, 0.5], 0.9), r"\[S, A, S\]"),
         (lambda: TabularWorld([[[1.5, -0.5]], [[0, 1]]], [0.5, 0.5], 0.9), "negative"),
         (lambda: TabularWorld(np.full((2, 1, 2), 0.5), [0.5, 0.5], 0.9, [0.0]), "termination has shape"),
+        (lambda: TabularWorld(np.full((2, 1, 2), 0.5), [0.5, 0.5], 0.9, [[np.nan], [0.0]]), "not finite"),
+        (lambda: TabularWorld(np.zeros((0, 1, 0)), [], 0.9), "one state"),
+        (lambda: TabularWorld(np.full((2, 1, 2), 0.5), [0.5, 0.5], 0.9, true_reward=[[np.inf], [0.0]]), "true_reward must be finite"),
+        (lambda: LinearReward(np.full((2, 1, 3), np.nan)), "NaN"),
+        (lambda: LinearReward(np.zeros((2, 1, 0))), "dimension 0"),
+        (lambda: draw_random_mdp(np.random.default_rng(0), states=1), "two states"),
+        (lambda: problems.batched_env(), "batch of problems"),
         (lambda: Shannon(0.0), "temperature is 0.0"),
         (lambda: Shannon(float("nan")), "temperature is nan"),
         (lambda: SoftValueIteration(sweeps=0), "sweeps is 0"),
@@ -204,3 +240,18 @@ def test_a_simulator_is_refused():
         SoftPolicyIteration().start(problem)
     with pytest.raises(UnsupportedProblem, match="table"):
         problem.at(torch.zeros(problem.dimension))
+
+
+def test_a_kernel_that_gives_no_probabilities_is_refused():
+    """P(x) is checked at every x, not only at the example: a negative probability must not be solved with."""
+    world = ControlledWorld(lambda x: torch.stack([x[..., :1], 1 - x[..., :1]], -1).unsqueeze(-2).expand(2, 1, 2), [0.5], [0.5, 0.5], 0.9)
+    with pytest.raises(InvalidProblem, match="no probabilities"):
+        world.transition_at(torch.tensor([5.0], dtype=torch.float64))
+
+
+def test_rewards_along_pairs_broadcast():
+    """r_x at pairs for a batch of x: each x has its own rewards."""
+    reward = LinearReward(np.eye(4).reshape(2, 2, 4))
+    x = torch.arange(8.0, dtype=torch.float64).view(2, 4)
+    states, actions = torch.tensor([0, 1]), torch.tensor([0, 1])
+    assert reward.along(x, states, actions).tolist() == [[0.0, 3.0], [4.0, 7.0]]

@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 
 from bilevel_gym import checkpoint
 from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent
-from bilevel_gym.errors import OutputExists, require
+from bilevel_gym.errors import CheckpointError, OutputExists, require
 
 __all__ = ["CSVLogger", "Checkpointer", "StopOnSignal", "TensorBoardLogger", "together"]
 
@@ -207,11 +207,14 @@ def _number(value: float) -> str:
 
 def _cut_after(path: Path, step: int) -> list[str]:
     """Drop the rows beyond ``step``, and the line that a kill cut short; returns the columns, [] where there is no header."""
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    rows = list(csv.reader(lines))
-    columns = rows[0] if rows else []
-    place = columns.index("upper_step") if "upper_step" in columns else None
-    kept = [row for row in rows[1:] if place is not None and len(row) == len(columns) and int(row[place]) <= step]
+    try:
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        rows = list(csv.reader(lines))
+        columns = rows[0] if rows else []
+        place = columns.index("upper_step") if "upper_step" in columns else None
+        kept = [row for row in rows[1:] if place is not None and len(row) == len(columns) and int(row[place]) <= step]
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a table of metrics ({error}): move it away, and the run goes on with a new one") from error
     beside = path.with_name(path.name + ".part")
     beside.write_text("".join(_line(row) for row in ([columns, *kept] if columns else [])))
     beside.replace(path)

@@ -112,7 +112,7 @@ class HypergradientAgent:
             self.hypergradient, after = self.estimator(oracle, self.x, response, evaluation, self._estimator_state[0])
             if not isfinite(float(self.hypergradient.value.sum())):
                 raise InvalidAction(
-                    "the hyper-gradient is not finite: lower the learning rate or raise the temperature; x was left as it was"
+                    "the hyper-gradient is not finite, and the environment was not stepped: lower the learning rate or the adjoint's step size, or raise the temperature"
                 )
             self._estimator_state = (after,)
             self.x.grad = self.hypergradient.value

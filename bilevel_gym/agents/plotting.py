@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bilevel_gym.agents.runs import DESCRIPTION, METRICS
-from bilevel_gym.errors import CheckpointError, UnknownName, require
+from bilevel_gym.errors import CheckpointError, InvalidProblem, UnknownName, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +77,8 @@ def plot_runs(
         CheckpointError: a folder without metrics.
         UnknownName: a metric that none of the runs has.
     """
+    if output is not None and Path(output).suffix not in (".png", ".pdf", ".svg"):
+        raise InvalidProblem(f"{output} has no suffix that says how to draw it: end it with .png, .pdf or .svg")
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
 from gymnasium.envs.registration import load_env_creator
 
 from bilevel_gym import checkpoint
@@ -74,12 +75,16 @@ class Run:
         """Begin a run: build and reset the environment, build the agent; nothing is written before ``train``.
 
         Raises:
-            OutputExists: the folder holds a run; nothing has been written.
+            OutputExists: the folder holds a run or anything else; nothing has been written.
             UnknownName: no such id, agent or option.
         """
-        held = [name for name in (CHECKPOINT, DESCRIPTION, METRICS) if (Path(folder) / name).exists()]
-        if held:
-            raise OutputExists(f"{folder} already holds a run ({', '.join(held)}): use --resume to go on with it, or choose another folder")
+        place = Path(folder)
+        if place.exists() and not place.is_dir():
+            raise OutputExists(f"{folder} is a file: name a folder for the run")
+        if (place / CHECKPOINT).exists():
+            raise OutputExists(f"{folder} already holds a run: use --resume to go on with it, or choose another folder")
+        if place.exists() and any(place.iterdir()):
+            raise OutputExists(f"{folder} exists and is not empty: choose another folder, so that nothing in it is overwritten")
         run = cls(spec, folder)
         run.env.reset(seed=spec.seed)
         return run
@@ -100,7 +105,7 @@ class Run:
             description = checkpoint.unpack(saved["run"])
             spec = RunSpec(**{name: description[name] for name in ("id", "agent", "seed", "env_kwargs", "agent_kwargs")})
             step, states = int(saved["step"]), (saved["env"], saved["agent"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}/{CHECKPOINT} was not written by a run ({error} is missing)") from error
         for name, wanted in expected.items():
             if getattr(spec, name) != wanted:
@@ -109,8 +114,13 @@ class Run:
                     "leave that argument out to go on with it, or choose another folder"
                 )
         run = cls(spec, folder)
-        run.bilevel.set_state(states[0])
-        run.agent.set_state(states[1])
+        try:
+            run.bilevel.set_state(states[0])
+            run.agent.set_state(states[1])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder}/{CHECKPOINT} does not hold a whole run ({error!r}): it is damaged, or of another release"
+            ) from error
         if run.step != step:
             raise CheckpointError(
                 f"{folder}/{CHECKPOINT} says step {step}, its environment says {run.step}: it was put together from two files"
@@ -168,7 +178,10 @@ class Run:
 
     def _describe(self, described: Mapping[str, Any]) -> None:
         assert self.env.spec is not None
-        text = json.dumps({**described, "env_spec": json.loads(self.env.spec.to_json()), "versions": _versions()}, indent=2)
+        text = json.dumps(
+            {**described, "env_spec": json.loads(self.env.spec.to_json()), "threads": torch.get_num_threads(), "versions": _versions()},
+            indent=2,
+        )
         (self.folder / DESCRIPTION).write_text(text + "\n")
 
 

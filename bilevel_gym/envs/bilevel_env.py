@@ -69,6 +69,10 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self._draw = problem if not isinstance(problem, BilevelProblem) else None
         self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
         self.problem = problem if isinstance(problem, BilevelProblem) else problem(np.random.default_rng(0))
+        if self.problem.tabular and self.problem.world.start.ndim > 1:  # type: ignore[attr-defined]
+            raise InvalidProblem(
+                "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
+            )
         self.solver = solver
         self.solve_on_reset = solve_on_reset
         self.render_mode = render_mode
@@ -79,7 +83,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self._initial_x = None if initial_x is None else self._as_x(initial_x)
         self.observation_space = self._observation_space(dtype)
         self.counters = Counters()
-        self._generator = torch.Generator(device=reward.device)
+        self._generator, self._aside = (torch.Generator(device=reward.device) for _ in range(2))
         self._x: Tensor | None = None
         self._response: Response | None = None
         self._evaluation: Evaluation | None = None
@@ -116,8 +120,8 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
 
     @property
     def oracle(self) -> ProblemOracle:
-        """What estimators may ask; its uses are counted in ``info`` and change nothing else."""
-        return ProblemOracle(self.problem, self.solver, self._generator, self.counters)
+        """What estimators may ask; it has a generator of its own, its uses are counted in ``info`` and change nothing else."""
+        return ProblemOracle(self.problem, self.solver, self._aside, self.counters)
 
     # ------------------------------------------------------------------------------------------ Gymnasium
 
@@ -133,12 +137,15 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             raise InvalidProblem(f"unknown reset options {sorted(unknown)}: use 'x' and 'keep'")
         given = self._as_x(options["x"]) if options.get("x") is not None else None
         if options.get("keep"):
+            if seed is not None:
+                raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
             return self._go_on(given)
         super().reset(seed=seed)
         if seed is not None and self._draw is not None:
             self._drawn_from = self.np_random.bit_generator.state
             self.problem = self._draw(self.np_random)
-        self._generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
+        for generator in (self._generator, self._aside):
+            generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
         self.counters = Counters()
         start = given if given is not None else self._initial_x
         x = self.problem.reward.initial(self._generator) if start is None else start.clone()
@@ -162,9 +169,13 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             InvalidAction: x has a wrong shape, a NaN, or lies outside the box; the environment is unchanged.
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        x = self._as_x(action)
-        response = self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator)
-        self._look(x, response)
+        x, before = self._as_x(action), self._generator.get_state()
+        try:
+            response = self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator)
+            self._look(x, response)
+        except BaseException:
+            self._generator.set_state(before)
+            raise
         self.counters.upper_step += 1
         return self._observe(), -float(self.evaluation.value), False, False, self._info()
 
@@ -183,13 +194,14 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     def get_state(self) -> dict[str, Any]:
         """The whole nest as plain data: x, response with the solver's warm start, memory, generators, counters and the instance."""
         return {
-            "dimension": self.problem.dimension,
+            "sizes": self._sizes,
             "drawn_from": checkpoint.pack(self._generator_from(self._drawn_from)),
             **{
                 name: checkpoint.pack(value)
                 for name, value in (
                     ("np_random", self.np_random),
                     ("generator", self._generator),
+                    ("aside", self._aside),
                     ("counters", self.counters),
                     ("x", self._x),
                     ("response", self._response),
@@ -205,20 +217,32 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         Raises:
             CheckpointError: the state is of a problem of another dimension; nothing has changed.
         """
-        if state["dimension"] != self.problem.dimension:
+        names = ("drawn_from", "np_random", "generator", "aside", "counters", "x", "response", "evaluation", "memory")
+        if missing := {"sizes", *names} - set(state):
+            raise CheckpointError(f"the state lacks {sorted(missing)}: it is not one of an outer environment, or of another release")
+        if list(state["sizes"]) != self._sizes:
             raise CheckpointError(
-                f"the state holds an x of dimension {state['dimension']}, this environment has {self.problem.dimension}: build it with the same arguments"
+                f"the state is of sizes (dimension, states, actions) = {state['sizes']}, this environment has {self._sizes}: build it with the same arguments"
             )
-        restored = {
-            name: checkpoint.unpack(state[name])
-            for name in ("drawn_from", "np_random", "generator", "counters", "x", "response", "evaluation", "memory")
-        }
+        restored = {name: checkpoint.unpack(state[name]) for name in names}
         self._drawn_from = restored["drawn_from"].bit_generator.state
         if self._draw is not None:
             self.problem = self._draw(restored["drawn_from"])
         self.np_random = restored["np_random"]
-        self._generator, self.counters = restored["generator"], restored["counters"]
+        self._generator, self._aside, self.counters = (restored[name] for name in ("generator", "aside", "counters"))
         self._x, self._response, self._evaluation, self._memory = (restored[name] for name in ("x", "response", "evaluation", "memory"))
+
+    def close(self) -> None:
+        """Close the simulators, if there are any."""
+        owners: tuple[Any, ...] = (self.problem.world, getattr(self._response and self._response.state, "simulation", None))
+        for owner in owners:
+            if hasattr(owner, "close"):
+                owner.close()
+
+    @property
+    def _sizes(self) -> list[int]:
+        world = self.problem.world
+        return [self.problem.dimension, getattr(world, "states", 0), getattr(world, "actions", 0)]
 
     @staticmethod
     def _generator_from(state: Mapping[str, Any]) -> np.random.Generator:
@@ -233,8 +257,12 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         space = self.action_space
         assert isinstance(space, gym.spaces.Box)
         try:
-            values = np.array(action.detach().cpu().numpy() if isinstance(action, Tensor) else action, dtype=space.dtype)
-        except (TypeError, ValueError) as error:
+            raw = np.asarray(action.detach().cpu().numpy() if isinstance(action, Tensor) else action)
+            if raw.dtype.kind not in "fiu":
+                raise TypeError(f"their type is {raw.dtype}")
+            with np.errstate(over="ignore"):
+                values = np.array(raw, dtype=space.dtype)
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidAction(f"x cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
         if values.shape != space.shape:
             raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each reward parameter")
@@ -243,7 +271,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             first = int(np.argmin(inside))
             what = "is not a number" if np.isnan(values[first]) else f"lies outside [{space.low[first]:g}, {space.high[first]:g}]"
             raise InvalidAction(
-                f"x[{first}] = {values[first]:g} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
+                f"x[{first}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
             )
         return torch.as_tensor(values, device=self.problem.reward.device)
 
@@ -257,7 +285,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         return self._observe(), self._info()
 
     def _look(self, x: Tensor, response: Response) -> None:
-        """Evaluate, and take all of it at once: an error or an interrupt on the way leaves the environment as it was."""
+        """Evaluate, and take all of it at once: x, response, memory and counters change together or not at all."""
         with torch.no_grad():
             evaluation, memory = self.problem.objective.evaluate(self.problem, x, response, self._memory, self._generator)
         self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory

@@ -8,6 +8,7 @@ import numpy as np
 
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
+from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import QuadraticObjective
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
@@ -92,6 +93,8 @@ def draw_random_mdp(
         temperature: τ.
         device: where the tables live.
     """
+    if states < 2 or actions < 1:
+        raise InvalidProblem(f"states is {states} and actions {actions}: a random MDP has two states and one action at least")
     transition = np.zeros((states, actions, states))
     for row in transition.reshape(-1, states):
         successors = rng.choice(states, size=rng.integers(1, states), replace=False)

@@ -102,6 +102,8 @@ class ScoreFunction:
             return "P depends on x, and the sampled sensitivities differentiate the reward alone; use hypergradients.Exact"
         if not isinstance(problem.regularizer, Shannon):
             return f"Σ∇(Q−V)/τ is the score for the Shannon entropy, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
+        if self.sensitivity == "critic" and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
+            return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.sensitivity == "exact" and not problem.tabular:
             return "sensitivity='exact' needs the transition probabilities; use 'critic'"
         return None
@@ -191,10 +193,14 @@ class ScoreFunction:
 
     @torch.no_grad()
     def _loss_weights(self, problem: Problem, x: Tensor, fresh: Samples) -> Tensor:
-        """(l − baseline) added to every step whose score counts for it; the baseline is the mean of the *other* tuples' l: [N, T]."""
+        """(l − baseline) added to every step whose score counts for it: [N, T].
+
+        The baseline of a tuple is the mean l of the tuples that share no trajectory with it, 0 where there are none: any other mean is
+        correlated with the tuple's own scores, and would take a part of the gradient away.
+        """
         loss = problem.objective.loss(problem, x, fresh.fragments)
-        tuples = loss.shape[0]
-        baseline = (loss.sum() - loss) / (tuples - 1) if tuples > 1 else torch.zeros_like(loss)
+        apart = (fresh.origin[:, None, :, None] != fresh.origin[None, :, None, :]).flatten(2).all(-1).to(loss.dtype)
+        baseline = (apart @ loss) / apart.sum(-1).clamp_min(1.0)
         last = fresh.offset + fresh.fragments.alive.shape[-1]
         first = torch.zeros_like(fresh.offset) if self.window == "reset" else fresh.offset
         return window_sum((loss - baseline)[:, None].expand_as(fresh.offset), fresh.origin, first, last, _shape(fresh))

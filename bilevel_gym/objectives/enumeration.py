@@ -43,6 +43,8 @@ def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, lengt
     Raises:
         UnsupportedProblem: there are more than ``LARGEST_ENUMERATION``; the message says to sample instead.
     """
+    if transition.ndim != 3 or policy.ndim != 2:
+        raise UnsupportedProblem("fragments are enumerated for one problem at a time, not for a batch")
     count, actions, _ = transition.shape
     ended = (1.0 - transition.sum(-1, keepdim=True)).clamp_min(0.0)
     ended = torch.where(ended < 1e-12, 0.0, ended)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import gradients
-from bilevel_gym.objectives.enumeration import enumerate_fragments
+from bilevel_gym.objectives.enumeration import Enumeration, enumerate_fragments
 from bilevel_gym.preferences import BradleyTerry, Cut, PreferenceBuffer, cross_entropy, draw_places, gather
 from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory
 
@@ -25,6 +25,8 @@ class PreferenceMemory:
     """Labelled pairs, for ∇l."""
     held_out: Fragments | None = None
     """Pairs that nothing ever trains on; None before the first evaluation."""
+    started: bool = False
+    """Whether there has been an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class PreferenceObjective:
             raise InvalidProblem("length, pairs and initial_pairs must be positive, capacity and held_out_pairs not negative")
         if self.steps is not None and self.steps < self.length:
             raise InvalidProblem(f"steps is {self.steps}, shorter than a fragment of {self.length}: play at least {self.length} steps")
+        if self.trajectories is not None and self.trajectories < 2:
+            raise InvalidProblem(f"trajectories is {self.trajectories}: a pair takes its fragments from two different ones")
         if self.cut not in ("start", "anywhere"):
             raise InvalidProblem(f"cut is {self.cut!r}: choose 'start' or 'anywhere'")
 
@@ -91,8 +95,7 @@ class PreferenceObjective:
         held_out, spent = memory.held_out, 0
         if held_out is None and self.held_out_pairs:
             held_out, spent = self._held_out(problem, generator)
-        first = len(memory.queue) == 0 and self.initial_pairs is not None
-        pairs = self.initial_pairs if first and self.initial_pairs else self.pairs
+        pairs = self.pairs if memory.started or self.initial_pairs is None else self.initial_pairs
         trajectories = self._play(problem, response.policy, self.trajectories or 2 * pairs, self._steps(problem), generator)
         fresh = self._cut(trajectories, pairs, self.cut, generator)
         logit = self.logit(problem, x, fresh.fragments)
@@ -114,7 +117,7 @@ class PreferenceObjective:
             env_steps=trajectories.alive.numel() + spent,
             comparisons=pairs + (self.held_out_pairs if spent else 0),
         )
-        return evaluation, PreferenceMemory(queue, held_out)
+        return evaluation, PreferenceMemory(queue, held_out, started=True)
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """l of each pair, differentiable in x, 0 where the query was skipped: [M]."""
@@ -138,14 +141,19 @@ class PreferenceObjective:
             raise UnsupportedProblem(
                 "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
             )
-        world = problem.world
-        true = self._true_reward(world)
-        every = enumerate_fragments(world.transition_at(x), world.start, policy, self.length)
-        truth = (true[every.states, every.actions] * every.alive).sum(-1)
+        every = enumerate_fragments(problem.world.transition_at(x), problem.world.start, policy, self.length)
+        return every.probability @ self.pair_losses(problem, x, every) @ every.probability
+
+    def pair_losses(self, problem: Problem, x: Tensor, every: Enumeration) -> Tensor:
+        """E_y l of each pair of enumerated fragments, differentiable in x: [F, F].
+
+        Raises:
+            UnsupportedProblem: the world has no true reward.
+        """
+        truth = (self._true_reward(problem.world)[every.states, every.actions] * every.alive).sum(-1)
         learned = (problem.reward.along(x, every.states, every.actions) * every.alive).sum(-1)
         chance = self.teacher.probability(torch.stack(torch.broadcast_tensors(truth[:, None], truth[None, :]), -1))
-        loss = cross_entropy(learned[:, None] - learned[None, :], chance)
-        return every.probability @ loss @ every.probability
+        return cross_entropy(learned[:, None] - learned[None, :], chance)
 
     def gradient(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
         """(∇_x f [D], ∇_π f [S, A]) of the enumeration, by one backward pass."""
@@ -203,7 +211,8 @@ def _accuracy(logit: Tensor, outcome: Tensor) -> float:
     decided = (outcome != 0.5) & ~outcome.isnan()
     if not bool(decided.any()):
         return 0.5
-    return float(((logit > 0) == (outcome > 0.5))[decided].float().mean())
+    agreement = logit.sign() * (outcome - 0.5).sign()  # 1 where the order is right, 0 where r_x knows of none
+    return float((0.5 + 0.5 * agreement)[decided].mean())
 
 
 def _total(trajectories: Trajectory) -> Tensor:

@@ -22,6 +22,8 @@ class _Table(ABC):
     """What the tabular rewards share: a box, a normal start, and the look-up of pairs."""
 
     def __init__(self, dimension: int, bound: float, device: str | torch.device) -> None:
+        if dimension < 1:
+            raise InvalidProblem("x has dimension 0: there is nothing to choose; give at least one reward parameter")
         if not 0.0 < bound < float("inf"):
             raise InvalidProblem(f"bound is {bound}: the box of x must be finite, such as 10")
         self.dimension = dimension
@@ -39,8 +41,8 @@ class _Table(ABC):
         return torch.randn(self.dimension, generator=generator, dtype=self.dtype, device=self.device).clamp_(-self.bound, self.bound)
 
     def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """r_x at state-action pairs: x [D], states and actions [...] → [...]."""
-        return self.at(x)[states, actions]
+        """r_x at state-action pairs: x [B, D], states and actions [...] → [B, ...]."""
+        return self.at(x)[..., states, actions]
 
     @abstractmethod
     def at(self, x: Tensor) -> Tensor:
@@ -113,6 +115,7 @@ class LinearReward(_Table):
 
 
 def _double(values: ArrayLike, device: str | torch.device) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().to(device=device, dtype=torch.float64)
-    return torch.as_tensor(np.asarray(values, dtype=np.float64), device=device).clone()
+    raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
+    if not bool(raw.isfinite().all()):
+        raise InvalidProblem("the reward's numbers must be finite: there is a NaN or an infinity among them")
+    return raw.to(device=device, dtype=torch.float64)

@@ -110,11 +110,16 @@ class TabularSolver(ABC, Generic[State]):
             generator: not used, the solve is deterministic.
 
         Returns:
-            policy and q [B, S, A], value [B, S], gap [B].
+            policy and q [B, S, A], value [B, S], gap [B]; ``converged`` where a tolerance is certified in every problem.
+
+        Raises:
+            InvalidProblem: a budget of no steps.
         """
         warm = self.start(problem) if warm is None else warm
         mdp = problem.at(x)
         limit = min(limit for limit in (self.sweeps, None if budget is None else budget.steps, GIVE_UP) if limit is not None)
+        if limit < 1:
+            raise InvalidProblem("a budget of no steps leaves nothing to certify: give at least one, or keep the response that is there")
         judged = self.tolerance is not None or self.policy_tolerance is not None
         state, steps, converged = iterate(
             lambda state: self._step(mdp, state),
@@ -122,16 +127,20 @@ class TabularSolver(ABC, Generic[State]):
             limit=limit,
             done=(lambda state: self._done(mdp, state)) if judged else None,
         )
-        return self._response(mdp, state, steps, converged)
+        return self._response(mdp, state, steps, converged and bool(self._certified(mdp, self._gap(mdp, state)[0]).all()))
 
     def _done(self, mdp: MDP, state: State) -> bool:
+        """Certified everywhere, or as far as rounding lets it get."""
         gap, scale = self._gap(mdp, state)
-        met = gap <= torch.finfo(gap.dtype).eps * 8.0 * scale
+        return bool((self._certified(mdp, gap) | (gap <= torch.finfo(gap.dtype).eps * 8.0 * scale)).all())
+
+    def _certified(self, mdp: MDP, gap: Tensor) -> Tensor:
+        met = torch.zeros_like(gap, dtype=torch.bool)
         if self.tolerance is not None:
             met = met | (gap <= self.tolerance)
         if self.policy_tolerance is not None:
             met = met | (policy_error(gap, mdp) <= self.policy_tolerance)
-        return bool(met.all())
+        return met
 
     @abstractmethod
     def _init(self, mdp: MDP, warm: Response) -> State:

@@ -49,17 +49,12 @@ class SoftPolicyIteration(TabularSolver[_Newton]):
         return _Newton(state.value + solve_transposed(factor, residual, transposed=False), residual, policy, factor)
 
     def _gap(self, mdp: MDP, state: _Newton) -> tuple[Tensor, Tensor]:
-        # The residual of the V that π answers; the V after the Newton step is closer still.
+        # That of the V that π answers, which is what certifies π.
         return state.residual.abs().amax(-1), state.value.abs().amax(-1)
 
     def _response(self, mdp: MDP, state: _Newton, steps: int, converged: bool) -> Response:
         gap, _ = self._gap(mdp, state)
-        return Response(
-            policy=state.policy,
-            value=state.value,
-            q=backup(mdp, state.value),
-            gap=gap,
-            steps=steps,
-            converged=converged,
-            factor=state.factor,
-        )
+        q = backup(mdp, state.value)
+        # Far from the solution a Newton step can enlarge the residual: the certificate covers the V that is returned, too.
+        gap = torch.maximum(gap, (mdp.regularizer.conjugate(q) - state.value).abs().amax(-1))
+        return Response(policy=state.policy, value=state.value, q=q, gap=gap, steps=steps, converged=converged, factor=state.factor)

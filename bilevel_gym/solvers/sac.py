@@ -88,7 +88,11 @@ class SAC:
             raise InvalidProblem(f"a solve of {self.steps} steps is less than one step of {self.num_envs} environments")
         if not self.hidden or min(self.hidden) < 1:
             raise InvalidProblem(f"hidden is {self.hidden}: there must be at least one layer, of positive width")
-        if min(self.learning_starts, self.updates_per_step, self.learning_rate) < 0 or not 0.0 < self.polyak <= 1.0:
+        if self.steps // self.num_envs < self.update_every or self.learning_starts > self.capacity:
+            raise InvalidProblem(
+                "it would never learn: a solve must be longer than update_every, and the replay must hold learning_starts transitions"
+            )
+        if not min(self.learning_starts, self.updates_per_step) >= 0 or not self.learning_rate >= 0 or not 0.0 < self.polyak <= 1.0:
             raise InvalidProblem("learning_starts, updates_per_step and learning_rate must not be negative, and polyak must be in (0, 1]")
 
     def start(self, problem: Any) -> Response:

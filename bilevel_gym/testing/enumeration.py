@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.objectives import enumerate_fragments
-from bilevel_gym.preferences import cross_entropy
 from bilevel_gym.types import Problem
 
 __all__ = ["enumerated_critic"]
@@ -28,10 +27,7 @@ def enumerated_critic(problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
     """
     world, objective = problem.world, problem.objective
     every = enumerate_fragments(world.transition_at(x), world.start, policy, objective.length)
-    truth = (world.true_reward[every.states, every.actions] * every.alive).sum(-1)
-    learned = (problem.reward.along(x, every.states, every.actions) * every.alive).sum(-1)
-    chance = objective.teacher.probability(torch.stack(torch.broadcast_tensors(truth[:, None], truth[None, :]), -1))
-    loss = cross_entropy(learned[:, None] - learned[None, :], chance)
+    loss = objective.pair_losses(problem, x, every)
     mean = (loss @ every.probability + every.probability @ loss) / 2  # a fragment is the first of a pair as often as the second
     cell = (every.states * policy.shape[-1] + every.actions).flatten()
     mass = (every.probability[:, None] * every.alive).flatten()

@@ -51,12 +51,16 @@ class TabularWorld:
         self.transition = _table(transition, device)
         if self.transition.ndim < 3 or self.transition.shape[-1] != self.transition.shape[-3]:
             raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: it must be [S, A, S] or [B, S, A, S]")
+        if 0 in self.transition.shape:
+            raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: there must be one state and one action at least")
         ends = torch.zeros_like(self.transition[..., 0]) if termination is None else _table(termination, device)
         _check_rows(self.transition, ends)
         self.termination = ends
         self.start = _check_start(_table(start, device), self.states)
         self.discount = _check_discount(discount)
         self.true_reward = None if true_reward is None else _table(true_reward, device)
+        if self.true_reward is not None and not bool(self.true_reward.isfinite().all()):
+            raise InvalidProblem("true_reward must be finite: there is a NaN or an infinity in it")
         if self.true_reward is not None and self.true_reward.shape[-2:] != (self.states, self.actions):
             raise InvalidProblem(
                 f"true_reward has shape {tuple(self.true_reward.shape)}: it must end with [S, A] = [{self.states}, {self.actions}]"
@@ -132,8 +136,17 @@ class ControlledWorld(TabularWorld):
         super().__init__(transition, start, discount, 1.0 - transition.sum(-1), true_reward=true_reward, device=device)
 
     def transition_at(self, x: Tensor) -> Tensor:
-        """P(x): [B, D] → [B, S, A, S]."""
-        return self.kernel(x)
+        """P(x): [B, D] → [B, S, A, S].
+
+        Raises:
+            InvalidProblem: at this x some probability is negative or not finite, or a row exceeds one.
+        """
+        transition = self.kernel(x)
+        if not bool((transition >= 0).all() & (transition.sum(-1) <= 1.0 + 1e-8).all()):
+            raise InvalidProblem(
+                "the kernel gives no probabilities at this x: bound x, or write the kernel so that rows stay distributions, e.g. with softmax"
+            )
+        return transition
 
     def transition_vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """(∂P(x)/∂x)ᵀ cotangent, by one backward pass: [B, S, A, S] → [B, D]."""
@@ -164,6 +177,8 @@ def play(
     Returns:
         [N, T] states and actions. Cost: O(T·N·S).
     """
+    if transition.ndim != 3 or policy.ndim != 2:
+        raise InvalidProblem("trajectories are drawn for one problem at a time, not for a batch: take one of them out")
     count, actions, device = transition.shape[0], transition.shape[1], transition.device
     ended = 1.0 - transition.sum(-1, keepdim=True)
     moves = torch.cat([transition, ended.clamp_min(0.0)], -1).reshape(count * actions, count + 1)
@@ -182,9 +197,8 @@ def play(
 
 
 def _table(values: ArrayLike, device: str | torch.device) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().to(device=device, dtype=torch.float64)
-    return torch.as_tensor(np.asarray(values, dtype=np.float64), device=device).clone()
+    raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
+    return raw.to(device=device, dtype=torch.float64)
 
 
 def _check_rows(transition: Tensor, termination: Tensor) -> None:
@@ -192,7 +206,8 @@ def _check_rows(transition: Tensor, termination: Tensor) -> None:
         raise InvalidProblem(
             f"termination has shape {tuple(termination.shape)}: it must be {tuple(transition.shape[:-1])}, one number for each state and action"
         )
-    if not bool(torch.isfinite(transition).all()) or bool((transition < 0).any()) or bool((termination < -1e-12).any()):
+    finite = bool(transition.isfinite().all()) and bool(termination.isfinite().all())
+    if not finite or bool((transition < 0).any()) or bool((termination < -1e-12).any()):
         raise InvalidProblem("transition and termination must be probabilities: some are negative or not finite")
     total = transition.sum(-1) + termination
     worst = int((total - 1.0).abs().argmax())

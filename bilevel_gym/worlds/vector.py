@@ -152,6 +152,11 @@ class VectorWorld:
         """A random linear feedback of random gain and noise, from nearly still to bang-bang (see ``LinearPolicy.random``)."""
         return LinearPolicy.random(self.observation_size, self.action_low, self.action_high, generator)
 
+    def close(self) -> None:
+        """Close the copies that rollouts have kept; the next rollout opens new ones."""
+        while self._pool:
+            self._pool.popitem()[1].close()
+
     def picture(self, policy: Policy, *, steps: int = 50) -> np.ndarray:
         """What the follower looks like after some steps of an episode of its own, always the same one.
 
@@ -181,7 +186,7 @@ class VectorWorld:
 
     def _vector(self, num_envs: int) -> VectorEnv:
         kind = gym.vector.AsyncVectorEnv if self.vectorization == "async" else gym.vector.SyncVectorEnv
-        return kind([self._make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+        return kind([self._make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)  # ``Simulation`` copies
 
     def _make(self, **options: Any) -> gym.Env[Any, Any]:
         return gym.make(self.env_id, max_episode_steps=self.horizon, disable_env_checker=True, **options, **dict(self.env_kwargs))

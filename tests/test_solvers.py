@@ -72,11 +72,13 @@ def test_gap_bounds_the_residual(solver):
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_gap_bounds_the_residual_from_any_start(steps):
     """Far from the solution a Newton step can enlarge the residual; the certificate is of the V that is returned."""
-    rng = np.random.default_rng(0)
+    states, actions = 4, 3
     for seed in range(60):
-        problem = problems.quadratic(seed, discount=0.95, temperature=0.05)
-        x = problems.point(problem, seed)
-        warm = replace(EXACT.start(problem), value=torch.as_tensor(20 * rng.standard_normal(problem.world.states)))
+        rng = np.random.default_rng(seed)
+        transition = np.zeros((states, actions, states))
+        transition[np.arange(states)[:, None], np.arange(actions), rng.integers(0, states, (states, actions))] = 1.0
+        problem, x = table_problem(transition, rng.standard_normal((states, actions)), 0.95, 0.05), torch.ones(1, dtype=torch.float64)
+        warm = replace(EXACT.start(problem), value=torch.as_tensor(3 * rng.standard_normal(states)))
         for solver in (SoftPolicyIteration(sweeps=steps), SoftValueIteration(sweeps=steps)):
             response = solver.solve(problem, x, warm=warm)
             residual = (problem.regularizer.conjugate(backup(problem.at(x), response.value)) - response.value).abs().max()

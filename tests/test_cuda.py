@@ -1,0 +1,32 @@
+"""The same code on a GPU; skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bilevel_gym import agents
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+def test_tabular_run_agrees_with_the_cpu():
+    """A table left on the other device, or another order of reductions that matters, shows as a different x."""
+    found = []
+    for device in ("cpu", "cuda"):
+        env = gym.make("bilevel/RandomMDP-v0", device=device)
+        env.reset(seed=0, options={"x": np.full(100, 0.3)})
+        found.append(agents.m_sobirl(env).learn(50).x.cpu())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-8)
+
+
+def test_preference_run_stays_on_the_device():
+    """A generator, a replay or a network on the other device is an error in some step of a run."""
+    env = gym.make("bilevel/PendulumPreference-v0", preset="tiny", device="cuda")
+    env.reset(seed=0)
+    agent = agents.sobirl(env).learn(2)
+    assert agent.x.is_cuda
+    assert env.unwrapped.response.policy.parameters.is_cuda
+    assert bool(agent.x.isfinite().all())

@@ -411,3 +411,35 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     assert run.train(3)
     assert Run.load(tmp_path / "run").step == 3
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
+    """Somebody's picture or notes must not be overwritten or mixed with a run; a file is no folder."""
+    (tmp_path / "learning_curve.png").write_text("mine")
+    assert "not empty" in refused(run_cli("train", ID, "--output", tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["learning_curve.png"]
+    assert (tmp_path / "learning_curve.png").read_text() == "mine"
+    assert "is a file" in refused(run_cli("train", ID, "--output", tmp_path / "learning_curve.png"))
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    """A file from another release, or an edited one, must give a line that says so, not a KeyError."""
+    train(tmp_path / "run", 2)
+    whole = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    for part, key in (("env", "counters"), ("agent", "optimizer"), ("env", "sizes")):
+        broken = {**whole, part: {name: value for name, value in whole[part].items() if name != key}}
+        checkpoint.save(tmp_path / "run" / "checkpoint.pt", broken)
+        assert "another release" in refused(run_cli("train", ID, "--steps", 4, "--output", tmp_path / "run", "--resume"))
+
+
+def test_garbage_in_the_metrics_is_refused(tmp_path: Path) -> None:
+    """A metrics.csv that is not a table must not end in a decoding error after the training has begun."""
+    train(tmp_path / "run", 2)
+    (tmp_path / "run" / "metrics.csv").write_bytes(b"upper_step\nfirst\n")
+    assert "not a table of metrics" in refused(run_cli("train", ID, "--steps", 4, "--output", tmp_path / "run", "--resume"))
+
+
+def test_a_picture_needs_a_suffix(tmp_path: Path) -> None:
+    """`-o curves` must not write another file than the one that was named."""
+    train(tmp_path / "run", 2)
+    assert "suffix" in refused(run_cli("plot", tmp_path / "run", "-o", tmp_path / "curves"))

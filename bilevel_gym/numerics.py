@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.types import MDP, Factor
 
 __all__ = [
+    "ArrayLike",
     "adjoint",
+    "as_table",
     "backup",
+    "draw_seed",
     "expect_next",
     "factorize",
     "gradients",
@@ -27,6 +32,21 @@ __all__ = [
     "split_flat",
     "vjp",
 ]
+
+
+ArrayLike = Any
+"""Anything that NumPy reads as numbers (an array, nested lists), or a tensor."""
+
+
+def as_table(values: ArrayLike, device: str | torch.device) -> Tensor:
+    """A float64 tensor of a person's numbers: tabular work needs that precision, at τ = .001 and γ = .99 logits reach 1e5."""
+    raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
+    return raw.to(device=device, dtype=torch.float64)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for something that is not torch, such as a simulator, drawn from a torch generator."""
+    return int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
 
 
 def expect_next(transition: Tensor, value: Tensor) -> Tensor:

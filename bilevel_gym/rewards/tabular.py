@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.numerics import matvec
+from bilevel_gym.numerics import ArrayLike, as_table, matvec
 
 __all__ = ["LinearReward", "QuadraticReward"]
-
-ArrayLike = Any
-"""Anything that ``torch.as_tensor`` reads: an array, nested lists, a tensor."""
 
 
 class _Table(ABC):
@@ -67,8 +63,8 @@ class QuadraticReward(_Table):
     """
 
     def __init__(self, coefficients: ArrayLike, matrix: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
-        self.coefficients = _double(coefficients, device)
-        self.matrix = _double(matrix, device)
+        self.coefficients = _finite(coefficients, device)
+        self.matrix = _finite(matrix, device)
         if self.coefficients.ndim < 2 or self.matrix.ndim < 2 or self.matrix.shape[-1] != self.matrix.shape[-2]:
             raise InvalidProblem(
                 f"coefficients {tuple(self.coefficients.shape)} must be [S, A] and matrix {tuple(self.matrix.shape)} square, [D, D]"
@@ -100,7 +96,7 @@ class LinearReward(_Table):
     """
 
     def __init__(self, features: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
-        self.features = _double(features, device)
+        self.features = _finite(features, device)
         if self.features.ndim < 3:
             raise InvalidProblem(f"features have shape {tuple(self.features.shape)}: they must be [S, A, D]")
         super().__init__(self.features.shape[-1], bound, device)
@@ -114,8 +110,8 @@ class LinearReward(_Table):
         return (cotangent.flatten(-2).unsqueeze(-2) @ self.features.flatten(-3, -2)).squeeze(-2)
 
 
-def _double(values: ArrayLike, device: str | torch.device) -> Tensor:
-    raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
-    if not bool(raw.isfinite().all()):
+def _finite(values: ArrayLike, device: str | torch.device) -> Tensor:
+    table = as_table(values, device)
+    if not bool(table.isfinite().all()):
         raise InvalidProblem("the reward's numbers must be finite: there is a NaN or an infinity among them")
-    return raw.to(device=device, dtype=torch.float64)
+    return table

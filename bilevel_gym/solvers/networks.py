@@ -96,7 +96,7 @@ class Perceptrons:
             gradient: views like ``parameters``, which are filled; None where only the inputs' gradient is wanted.
 
         Returns:
-            [C, n, hidden] the cotangent before the first layer's weights (see ``backward_inputs``).
+            [C, n, hidden] the cotangent before the first layer's weights.
         """
         for layer in range(len(self.sizes) - 2, -1, -1):
             below = self._units[layer - 1] if layer else self._inputs

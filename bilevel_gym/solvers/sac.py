@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.numerics import draw_seed
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers.actor_critic import ActorCritic, Labelled, Learner, Setting
 from bilevel_gym.solvers.networks import GaussianPolicy
@@ -165,8 +166,7 @@ class SAC:
             )
         simulation = state.simulation
         if simulation is None or not simulation.ready or len(simulation.observations) != self.num_envs:
-            seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-            state = replace(state, simulation=world.open(self.num_envs, seed))
+            state = replace(state, simulation=world.open(self.num_envs, draw_seed(generator)))
         return state
 
 

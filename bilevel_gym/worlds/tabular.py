@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.numerics import vjp
+from bilevel_gym.numerics import ArrayLike, as_table, vjp
 from bilevel_gym.types import Trajectory
 
 __all__ = ["ControlledWorld", "TabularWorld"]
-
-ArrayLike = Any
-"""Anything that ``torch.as_tensor`` reads: an array, nested lists, a tensor."""
 
 
 class TabularWorld:
@@ -48,17 +44,17 @@ class TabularWorld:
         true_reward: ArrayLike | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.transition = _table(transition, device)
+        self.transition = as_table(transition, device)
         if self.transition.ndim < 3 or self.transition.shape[-1] != self.transition.shape[-3]:
             raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: it must be [S, A, S] or [B, S, A, S]")
         if 0 in self.transition.shape:
             raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: there must be one state and one action at least")
-        ends = torch.zeros_like(self.transition[..., 0]) if termination is None else _table(termination, device)
+        ends = torch.zeros_like(self.transition[..., 0]) if termination is None else as_table(termination, device)
         _check_rows(self.transition, ends)
         self.termination = ends
-        self.start = _check_start(_table(start, device), self.states)
+        self.start = _check_start(as_table(start, device), self.states)
         self.discount = _check_discount(discount)
-        self.true_reward = None if true_reward is None else _table(true_reward, device)
+        self.true_reward = None if true_reward is None else as_table(true_reward, device)
         if self.true_reward is not None and not bool(self.true_reward.isfinite().all()):
             raise InvalidProblem("true_reward must be finite: there is a NaN or an infinity in it")
         if self.true_reward is not None and self.true_reward.shape[-2:] != (self.states, self.actions):
@@ -132,7 +128,7 @@ class ControlledWorld(TabularWorld):
         device: str | torch.device = "cpu",
     ) -> None:
         self.kernel = kernel
-        transition = kernel(_table(example, device)).detach()
+        transition = kernel(as_table(example, device)).detach()
         super().__init__(transition, start, discount, 1.0 - transition.sum(-1), true_reward=true_reward, device=device)
 
     def transition_at(self, x: Tensor) -> Tensor:
@@ -194,11 +190,6 @@ def play(
     states, chosen, living = (torch.stack(column, 1) for column in zip(*seen, strict=True))
     rewards = None if true_reward is None else true_reward[states, chosen] * living
     return Trajectory(states, chosen, living, rewards)
-
-
-def _table(values: ArrayLike, device: str | torch.device) -> Tensor:
-    raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
-    return raw.to(device=device, dtype=torch.float64)
 
 
 def _check_rows(transition: Tensor, termination: Tensor) -> None:

@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import draw_seed
 from bilevel_gym.types import Policy, Trajectory
 from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, VectorEnv
@@ -198,11 +199,6 @@ class VectorWorld:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the live copies, which cannot be pickled."""
         return {**self.__dict__, "_pool": {}}
-
-
-def draw_seed(generator: torch.Generator) -> int:
-    """A seed for something that is not torch, drawn from a torch generator."""
-    return int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
 
 
 def _fixed_length(spec: EnvSpec) -> dict[str, Any]:

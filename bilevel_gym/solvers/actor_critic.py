@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from bilevel_gym.solvers.networks import LOG_STD, Perceptrons, gaussian, initial_parameters, log_density, numel
+from bilevel_gym.solvers.networks import Perceptrons, gaussian, initial_parameters, log_density, numel
 
 __all__ = ["ActorCritic", "Labelled", "Learner", "Setting"]
 
@@ -43,6 +43,23 @@ class Labelled(NamedTuple):
     """[n] r_x(s, a)."""
     noise: Tensor
     """[2, n, action] standard normal ε: for the actions at s, and at s'."""
+
+
+class _Drawn(NamedTuple):
+    """The actor's actions in n states, and what its gradient needs of them."""
+
+    output: Tensor
+    """[n, 2·action] of the network."""
+    log_std: Tensor
+    """[n, action] log σ."""
+    noise: Tensor
+    """[n, action] ε."""
+    spread: Tensor
+    """[n, action] σε."""
+    drive: Tensor
+    """[n, action] u = μ + σε."""
+    actions: Tensor
+    """[n, action] tanh u."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Learner:
 
     def __init__(self, networks: ActorCritic, setting: Setting, *, batch_size: int, learning_rate: float, polyak: float) -> None:
         self.networks, self.setting, self.learning_rate, self.polyak = networks, setting, learning_rate, polyak
-        self._actor_net = Perceptrons(setting.actor_sizes, 1, batch_size, networks.actor)
+        self._actor_net = Perceptrons(setting.actor_sizes, 1, 2 * batch_size, networks.actor)
         self._critic_net = Perceptrons(setting.critic_sizes, 2, batch_size, networks.critic)
         self._actor_gradient, self._critic_gradient = torch.empty_like(networks.actor), torch.empty_like(networks.critic)
         self._actor, self._actor_slots = self._actor_net.views(networks.actor), self._actor_net.views(self._actor_gradient)
@@ -101,7 +118,7 @@ class Learner:
         self._first_weight = self._critic[0][:, setting.actor_sizes[0] :].mT
         """[2, hidden, action] the transposed weights of the critics' first layer that multiply the action."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def update(self, batch: Labelled) -> None:
         """One step of Adam on the critics, one on the actor, and one of the target critics, in place.
 
@@ -113,50 +130,52 @@ class Learner:
 
         Cost: 16 passes through a network, a third of them of the actor.
         """
-        self._improve_critics(batch)
-        self._improve_actor(batch)
+        here, there = self._draw(batch)
+        self._improve_critics(batch, there)
+        self._improve_actor(batch, here)
         self.networks.target.lerp_(self.networks.critic, self.polyak)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def residual(self, batch: Labelled) -> Tensor:
         """The soft TD errors Q_i(s,a) − y of both critics: [2, n, 1], a new tensor."""
-        wanted = self._target(batch)
-        return self._values(self._critic, batch.states, batch.actions) - wanted
+        return self._errors(batch, self._draw(batch)[1])
 
-    def _target(self, batch: Labelled) -> Tensor:
-        """y: [n, 1]."""
-        mean, log_std = gaussian(self._actor_net.forward(self._actor, batch.following)[0])
-        drive = torch.addcmul(mean, log_std.exp(), batch.noise[1])
-        value = self._values(self._target_critic, batch.following, torch.tanh(drive)).amin((0, 2))
-        value.sub_(log_density(drive, log_std, batch.noise[1]), alpha=self.setting.temperature)
-        return torch.addcmul(batch.rewards, batch.going, value, value=self.setting.discount).unsqueeze(-1)
+    def _draw(self, batch: Labelled) -> tuple[_Drawn, _Drawn]:
+        """The actor's actions at s and at s', by one pass through it."""
+        output = self._actor_net.forward(self._actor, torch.cat([batch.states, batch.following]))[0]
+        mean, log_std = gaussian(output)
+        spread = log_std.exp().mul_(batch.noise.flatten(0, 1))
+        drive = mean + spread
+        columns = (output, log_std, batch.noise.flatten(0, 1), spread, drive, torch.tanh(drive))
+        return tuple(map(_Drawn._make, zip(*(column.chunk(2) for column in columns), strict=True)))  # type: ignore[return-value]
+
+    def _errors(self, batch: Labelled, there: _Drawn) -> Tensor:
+        """Q_i(s,a) − y: [2, n, 1]."""
+        value = self._values(self._target_critic, batch.following, there.actions).amin((0, 2))
+        value.sub_(log_density(there.drive, there.log_std, there.noise), alpha=self.setting.temperature)
+        wanted = torch.addcmul(batch.rewards, batch.going, value, value=self.setting.discount).unsqueeze(-1)
+        return self._values(self._critic, batch.states, batch.actions) - wanted
 
     def _values(self, critic: list[Tensor], states: Tensor, actions: Tensor) -> Tensor:
         """Q_1 and Q_2: [2, n, 1], in a buffer."""
         return self._critic_net.forward(critic, torch.cat([states, actions], -1))
 
-    def _improve_critics(self, batch: Labelled) -> None:
-        error = self.residual(batch).div_(len(batch.states))
+    def _improve_critics(self, batch: Labelled, there: _Drawn) -> None:
+        error = self._errors(batch, there).div_(len(batch.states))
         self._critic_net.backward(self._critic, error, self._critic_slots)
         self._descend(self.networks.critic, self._critic_gradient, self.networks.critic_moments, self.networks.clocks[1])
 
-    def _improve_actor(self, batch: Labelled) -> None:
+    def _improve_actor(self, batch: Labelled, here: _Drawn) -> None:
         """With u = μ + σε and a = tanh u, ∂log π/∂u = 2a; log σ enters through u and as −log σ."""
         count, weight = len(batch.states), self.setting.temperature / len(batch.states)
-        output = self._actor_net.forward(self._actor, batch.states)[0]
-        mean, log_std = gaussian(output)
-        spread = log_std.exp().mul_(batch.noise[0])
-        actions = torch.tanh(mean + spread)
-
-        values = self._values(self._critic, batch.states, actions)
+        values = self._values(self._critic, batch.states, here.actions)
         lowest = (values == values.amin(0)).to(values.dtype)
         first = self._critic_net.backward(self._critic, lowest.div_(-count), None)
         by_action = torch.bmm(first, self._first_weight).sum(0)
 
-        by_drive = by_action.addcmul_(by_action, actions.square(), value=-1.0).add_(actions, alpha=2.0 * weight)
-        raw = output[:, mean.shape[-1] :]
-        inside = (raw >= LOG_STD[0]) & (raw <= LOG_STD[1])
-        by_log_std = (by_drive * spread).sub_(weight).mul_(inside)
+        by_drive = by_action.addcmul_(by_action, here.actions.square(), value=-1.0).add_(here.actions, alpha=2.0 * weight)
+        raw = here.output[:, here.drive.shape[-1] :]
+        by_log_std = (by_drive * here.spread).sub_(weight).mul_(raw == here.log_std)  # none where log σ was clamped
         self._actor_net.backward(self._actor, torch.cat([by_drive, by_log_std], -1).unsqueeze(0), self._actor_slots)
         self._descend(self.networks.actor, self._actor_gradient, self.networks.actor_moments, self.networks.clocks[0])
 

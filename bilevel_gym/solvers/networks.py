@@ -88,23 +88,24 @@ class Perceptrons:
         return torch.sum(self._product, -1, keepdim=True, out=self._out).add_(bias)
 
     def backward(self, parameters: Sequence[Tensor], cotangent: Tensor, gradient: Sequence[Tensor] | None) -> Tensor:
-        """Carry a cotangent of the outputs back through the last ``forward``.
+        """Carry a cotangent of the first m outputs back through the last ``forward``.
 
         Args:
             parameters: those of that ``forward``.
-            cotangent: [C, n, out].
+            cotangent: [C, m, out], m ≤ n: where it is shorter, the other rows have none.
             gradient: views like ``parameters``, which are filled; None where only the inputs' gradient is wanted.
 
         Returns:
-            [C, n, hidden] the cotangent before the first layer's weights.
+            [C, m, hidden] the cotangent before the first layer's weights.
         """
+        rows = cotangent.shape[1]
         for layer in range(len(self.sizes) - 2, -1, -1):
-            below = self._units[layer - 1] if layer else self._inputs
+            below = (self._units[layer - 1] if layer else self._inputs)[:, :rows]
             if gradient is not None:
                 self._weight_gradient(below, cotangent, gradient[2 * layer])
                 torch.sum(cotangent, 1, keepdim=True, out=gradient[2 * layer + 1])
             if layer:
-                slope = self._slopes[layer - 1]
+                slope = self._slopes[layer - 1][:, :rows]
                 if cotangent.shape[-1] == 1:
                     torch.mul(cotangent, parameters[2 * layer].mT, out=slope)
                 else:

@@ -1,12 +1,14 @@
-"""Agents that act on the outer environment: one class, and a named constructor a paper."""
+"""Agents that act on the outer environment: a few classes, and a named constructor a paper."""
 
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
-from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent, Optimizer
+from bilevel_gym.agents.hypergradient_agent import HypergradientAgent, Optimizer
+from bilevel_gym.agents.loop import Agent, Callback
 from bilevel_gym.agents.recipes import drlhf, exact, m_sobirl, sobirl
 from bilevel_gym.agents.runs import Run, RunSpec
 
 __all__ = [
+    "Agent",
     "CSVLogger",
     "Callback",
     "Checkpointer",

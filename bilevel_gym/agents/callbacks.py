@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
 from bilevel_gym import checkpoint
-from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent
+from bilevel_gym.agents.loop import Agent, Callback
 from bilevel_gym.errors import CheckpointError, OutputExists, require
 
 __all__ = ["CSVLogger", "Checkpointer", "StopOnSignal", "TensorBoardLogger", "together"]
@@ -32,7 +32,7 @@ def together(*callbacks: Callback) -> Callback:
         *callbacks: each is called on every step, also after an earlier one has returned False.
     """
 
-    def call(agent: HypergradientAgent, metrics: Metrics) -> bool:
+    def call(agent: Agent, metrics: Metrics) -> bool:
         answers = [callback(agent, metrics) for callback in callbacks]
         return all(answer is not False for answer in answers)
 
@@ -61,7 +61,7 @@ class CSVLogger:
         elif self.path.exists():
             raise OutputExists(f"{self.path} exists: choose another file, or give resume_at to go on in it")
 
-    def __call__(self, agent: HypergradientAgent, metrics: Metrics) -> None:
+    def __call__(self, agent: Agent, metrics: Metrics) -> None:
         """Write a row."""
         if not self._columns:
             self._columns = ["upper_step", *(name for name in metrics if name != "upper_step")]
@@ -106,7 +106,7 @@ class TensorBoardLogger:
 
         self._writer = SummaryWriter(str(folder), purge_step=None if resume_at is None else resume_at + 1)
 
-    def __call__(self, agent: HypergradientAgent, metrics: Metrics) -> None:
+    def __call__(self, agent: Agent, metrics: Metrics) -> None:
         """Log each metric but the step itself."""
         step = int(metrics["upper_step"])
         for name, value in metrics.items():
@@ -139,12 +139,12 @@ class Checkpointer:
         self.run = dict(run or {})
         self._saved: int | None = None
 
-    def __call__(self, agent: HypergradientAgent, metrics: Metrics) -> None:
+    def __call__(self, agent: Agent, metrics: Metrics) -> None:
         """Save where ``every`` divides the step."""
         if self.every is not None and int(metrics["upper_step"]) % self.every == 0:
             self.save(agent)
 
-    def save(self, agent: HypergradientAgent) -> None:
+    def save(self, agent: Agent) -> None:
         """Save now, unless the file holds this step already."""
         step = agent.bilevel.counters.upper_step
         if step != self._saved:
@@ -181,7 +181,7 @@ class StopOnSignal:
             signal.signal(number, handler)
         self._before = {}
 
-    def __call__(self, agent: HypergradientAgent, metrics: Metrics) -> bool:
+    def __call__(self, agent: Agent, metrics: Metrics) -> bool:
         """Whether to go on."""
         return self.received is None
 

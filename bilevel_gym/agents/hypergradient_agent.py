@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.agents.progress import Progress
+from bilevel_gym.agents.loop import Agent
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import Estimator, Hypergradient
 
-__all__ = ["Callback", "HypergradientAgent", "Optimizer"]
+__all__ = ["HypergradientAgent", "Optimizer"]
 
 
 class Optimizer(Protocol):
@@ -36,11 +36,7 @@ class Optimizer(Protocol):
         ...
 
 
-Callback = Callable[["HypergradientAgent", Mapping[str, float]], bool | None]
-"""Called after each upper step with the agent and its metrics; returning False ends the training."""
-
-
-class HypergradientAgent:
+class HypergradientAgent(Agent):
     """x ← Π_X( x − β ∇̂φ(x) ), then ``env.step(x)``.
 
     The parts are independent: an estimator says what ∇̂φ is, a torch optimizer how it is descended, the environment how the follower
@@ -76,7 +72,7 @@ class HypergradientAgent:
             raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
         if updates_per_step < 1 or warmup_updates < 0:
             raise InvalidProblem(f"updates_per_step is {updates_per_step} and warmup_updates {warmup_updates}: at least 1 and 0")
-        self.env, self.bilevel = env, bilevel
+        super().__init__(env)
         self.estimator = estimator
         self.updates_per_step, self.warmup_updates = updates_per_step, warmup_updates
         self.x_updates = 0
@@ -122,40 +118,29 @@ class HypergradientAgent:
         x: np.ndarray = self.x.cpu().numpy().copy()
         return x
 
-    def learn(self, total_steps: int, callback: Callback | None = None, progress_bar: bool = False) -> HypergradientAgent:
-        """Train for a number of upper steps, from where the environment stands (it is reset where it never was).
-
-        Args:
-            total_steps: steps of the environment.
-            callback: called after each.
-            progress_bar: whether to show one, with the objective.
-
-        Returns:
-            the agent.
+    def tell(self, x: np.ndarray, reward: float) -> None:
+        """See that x has arrived: a hyper-gradient at another x would be of no use.
 
         Raises:
             InvalidAction: a wrapper has changed x on its way to the environment.
         """
-        here = self.bilevel.x
-        if here is None:
-            self.env.reset()
-        else:
-            self.env.reset(options={"x": here, "keep": True})
-        with Progress(total_steps, shown=progress_bar) as progress:
-            for _ in range(total_steps):
-                x = self.act()
-                _, _, terminated, truncated, info = self.env.step(x)
-                assert self.bilevel.x is not None
-                if not torch.equal(self.bilevel.x, self.x):
-                    raise InvalidAction(
-                        "the environment did not receive the x that the agent sent: a wrapper changes actions; take it away, or use an agent that acts through it"
-                    )
-                if terminated or truncated:
-                    self.env.reset(options={"x": self.bilevel.x, "keep": True})
-                progress.advance(info)
-                if callback is not None and callback(self, self._metrics(info)) is False:
-                    break
-        return self
+        assert self.bilevel.x is not None
+        if not torch.equal(self.bilevel.x, self.x):
+            raise InvalidAction(
+                "the environment did not receive the x that the agent sent: a wrapper changes actions; take it away, or use an agent that acts through it"
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """The norms of ∇̂φ, its two parts and x, what the estimator reports, and the number of updates."""
+        assert self.hypergradient is not None
+        parts = {
+            "hypergradient": self.hypergradient.value,
+            "direct": self.hypergradient.direct,
+            "implicit": self.hypergradient.implicit,
+            "x": self.x,
+        }
+        norms = {f"norm_{name}": float(part.norm()) for name, part in parts.items()}
+        return {**norms, **self.hypergradient.stats, "x_updates": float(self.x_updates)}
 
     def get_state(self) -> dict[str, Any]:
         """Optimizer, estimator state and counters as plain data; the environment's state is its own."""
@@ -181,19 +166,3 @@ class HypergradientAgent:
         self.x_updates = int(state["x_updates"])
         self.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"]))
         self._estimator_state = checkpoint.unpack(state["estimator_state"])
-
-    def _metrics(self, info: Mapping[str, Any]) -> dict[str, float]:
-        assert self.hypergradient is not None
-        found = {name: float(value) for name, value in info.items() if isinstance(value, int | float)}
-        parts = {
-            "hypergradient": self.hypergradient.value,
-            "direct": self.hypergradient.direct,
-            "implicit": self.hypergradient.implicit,
-            "x": self.x,
-        }
-        return {
-            **found,
-            **{f"norm_{name}": float(part.norm()) for name, part in parts.items()},
-            **self.hypergradient.stats,
-            "x_updates": float(self.x_updates),
-        }

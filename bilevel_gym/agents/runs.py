@@ -25,7 +25,7 @@ from gymnasium.envs.registration import load_env_creator
 from bilevel_gym import checkpoint
 from bilevel_gym.agents import recipes
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
-from bilevel_gym.agents.hypergradient_agent import Callback, HypergradientAgent
+from bilevel_gym.agents.loop import Agent, Callback
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName
 
@@ -34,7 +34,7 @@ __all__ = ["CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "R
 CHECKPOINT, METRICS, DESCRIPTION, CURVE, EVENTS = "checkpoint.pt", "metrics.csv", "run.json", "learning_curve.png", "tensorboard"
 """The names in a run folder."""
 
-RECIPES: dict[str, Callable[..., HypergradientAgent]] = {name: getattr(recipes, name) for name in recipes.__all__}
+RECIPES: dict[str, Callable[..., Agent]] = {name: getattr(recipes, name) for name in recipes.__all__}
 """The named agents."""
 
 
@@ -131,7 +131,8 @@ class Run:
     @property
     def bilevel(self) -> BilevelEnv:
         """The environment without wrappers."""
-        return self.agent.bilevel
+        bilevel: BilevelEnv = self.agent.bilevel
+        return bilevel
 
     @property
     def step(self) -> int:
@@ -221,7 +222,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env[An
     return env
 
 
-def make_agent(name: str, env: gym.Env[Any, Any], kwargs: Mapping[str, Any] | None = None) -> HypergradientAgent:
+def make_agent(name: str, env: gym.Env[Any, Any], kwargs: Mapping[str, Any] | None = None) -> Agent:
     """A named agent on an environment.
 
     Args:

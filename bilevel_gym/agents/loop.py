@@ -1,0 +1,88 @@
+"""The loop that every agent learns in, written once: x from the agent, a step of the environment, a word back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+
+from bilevel_gym.agents.progress import Progress
+
+__all__ = ["Agent", "Callback"]
+
+
+class Agent(ABC):
+    """What acts on an outer environment: ``act`` says x, ``tell`` hears what came of it, and ``learn`` is the loop around the two.
+
+    Args:
+        env: an outer environment, or wrappers around one.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env = env
+        self.bilevel: Any = env.unwrapped
+        """The environment without wrappers; it is where a checkpoint finds the state."""
+
+    @abstractmethod
+    def act(self, observation: Any = None, info: Mapping[str, Any] | None = None) -> np.ndarray:
+        """The next x, inside the action space: [D]."""
+
+    @abstractmethod
+    def tell(self, x: np.ndarray, reward: float) -> None:
+        """Take note of what the environment answered to x."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Named numbers about the last upper step, beyond those of the environment's ``info``."""
+
+    @abstractmethod
+    def get_state(self) -> dict[str, Any]:
+        """All that is the agent's own, as plain data; the environment's state is its own."""
+
+    @abstractmethod
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what ``get_state`` returned."""
+
+    def learn(self, total_steps: int, callback: Callback | None = None, progress_bar: bool = False) -> Self:
+        """Train for a number of upper steps, from where the environment stands (it is reset where it never was).
+
+        Args:
+            total_steps: steps of the environment.
+            callback: called after each.
+            progress_bar: whether to show one, with the objective.
+
+        Returns:
+            the agent.
+
+        Raises:
+            InvalidAction: what ``act`` and ``tell`` raise.
+        """
+        observation, info = _go_on(self.env)
+        with Progress(total_steps, shown=progress_bar) as progress:
+            for _ in range(total_steps):
+                x = self.act(observation, info)
+                observation, reward, terminated, truncated, info = self.env.step(x)
+                self.tell(x, float(reward))
+                seen = {
+                    "objective": -float(reward),
+                    **{name: float(value) for name, value in info.items() if isinstance(value, int | float)},
+                }
+                if terminated or truncated:
+                    observation, info = _go_on(self.env)
+                progress.advance(seen)
+                if callback is not None and callback(self, {**seen, **self.metrics()}) is False:
+                    break
+        return self
+
+
+Callback = Callable[[Agent, Mapping[str, float]], bool | None]
+"""Called after each upper step with the agent and its metrics; returning False ends the training."""
+
+
+def _go_on(env: gym.Env[Any, Any]) -> tuple[Any, dict[str, Any]]:
+    """A new episode where the last one stood: the same x and, on a bilevel environment, the same follower."""
+    x = getattr(env.unwrapped, "x", None)
+    return env.reset() if x is None else env.reset(options={"x": x, "keep": True})

@@ -36,7 +36,12 @@ class BilevelProblem:
         if not self.tabular:
             return
         example = torch.zeros(self.dimension, dtype=self.reward.dtype, device=self.reward.device)
-        table = self.reward.at(example)  # type: ignore[attr-defined]
+        table = self.reward.at(self._lift(example))  # type: ignore[attr-defined]
+        weights = self.world.context_weights  # type: ignore[attr-defined]
+        if weights is not None and table.ndim > 2 and table.shape[-3] not in (1, len(weights)):
+            raise InvalidProblem(
+                f"the reward is a table for {table.shape[-3]} contexts, the world has {len(weights)}: build both for the same contexts"
+            )
         expected = (self.world.states, self.world.actions)  # type: ignore[attr-defined]
         if tuple(table.shape[-2:]) != expected:
             raise InvalidProblem(
@@ -63,8 +68,8 @@ class BilevelProblem:
             raise UnsupportedProblem(
                 "the world is not a table, so M_τ(x) cannot be written down; use solvers.SAC and the sampled estimators"
             )
-        world, reward = self.world, self.reward
-        return MDP(reward.at(x), world.transition_at(x), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
+        world, reward, lifted = self.world, self.reward, self._lift(x)
+        return MDP(reward.at(lifted), world.transition_at(lifted), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
 
     def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
         """(∂backup(x, V)/∂x)ᵀ z with V held fixed, backup = r(x) + γP(x)V (mathematics §3).
@@ -72,13 +77,27 @@ class BilevelProblem:
         Args:
             x: [B, D].
             value: [B, S] V.
-            cotangent: [B, S, A] z.
+            cotangent: [B, S, A] z; those of several followers are added.
 
         Returns:
             [B, D]. Cost: one vector-Jacobian product of the reward, and one of P where P depends on x.
         """
-        result: Tensor = self.reward.vjp(x, cotangent)  # type: ignore[attr-defined]
+        lifted = self._lift(x)
+        result = self._lower(self.reward.vjp(lifted, cotangent))  # type: ignore[attr-defined]
         if self.world.depends_on_x:  # type: ignore[attr-defined]
             outer = self.world.discount * cotangent.unsqueeze(-1) * value[..., None, None, :]
-            result = result + self.world.transition_vjp(x, outer)  # type: ignore[attr-defined]
+            result = result + self._lower(self.world.transition_vjp(lifted, outer))  # type: ignore[attr-defined]
         return result
+
+    def over_contexts(self, values: Tensor) -> Tensor:
+        """The weighted mean over the followers: [B, C] → [B]; ``values`` themselves where there is one follower."""
+        weights = self.world.context_weights  # type: ignore[attr-defined]
+        return values if weights is None else values @ weights
+
+    def _lift(self, x: Tensor) -> Tensor:
+        """x as all followers see it, [B, D] → [B, 1, D]: to rewards and transitions, contexts are one more batch."""
+        return x if self.world.context_weights is None else x.unsqueeze(-2)  # type: ignore[attr-defined]
+
+    def _lower(self, gradient: Tensor) -> Tensor:
+        """The sum over the followers, [B, C, D] → [B, D]."""
+        return gradient if self.world.context_weights is None else gradient.sum(-2)  # type: ignore[attr-defined]

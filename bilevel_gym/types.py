@@ -1,7 +1,8 @@
 """The words that the stations share: what flows between them, and what each may ask of another.
 
 Axes: ``B`` problems in a batch (any number of leading axes, often none), ``S`` states, ``A`` actions, ``D`` the dimension of x,
-``N`` trajectories, ``T`` time, ``M`` tuples of ``I`` fragments of ``H`` steps.
+``N`` trajectories, ``T`` time, ``M`` tuples of ``I`` fragments of ``H`` steps. Where a leader faces several followers there is an
+axis ``C`` of contexts between B and S, in every table, value and policy, and in none of x; it is not written out below.
 
 Nothing here computes. A station that needs another's *kind* of thing names the protocol here, never the class.
 """
@@ -83,6 +84,8 @@ class Trajectory:
     """[N, T] bool: False from the step after an episode's end on; such steps count for nothing."""
     rewards: Tensor | None = None
     """[N, T] the world's own (true) reward, which only teachers and metrics may read."""
+    contexts: Tensor | None = None
+    """[N] which follower played, on worlds with contexts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class Response:
     q: Tensor | None = None
     """[B, S, A] Q, where it exists."""
     gap: Tensor = field(default_factory=lambda: torch.tensor(float("inf")))
-    """[B] an upper bound of the soft Bellman residual ‖F(x,V) − V‖_∞, or the mean absolute soft TD error on a sampled batch; infinite before any solve."""
+    """[B] an upper bound of the soft Bellman residual (over all contexts) ‖F(x,V) − V‖_∞, or the mean absolute soft TD error on a sampled batch; infinite before any solve."""
     soft: bool = True
     """False where a foreign solver does not solve the regularized problem: the hyper-gradient formulas do not hold then."""
     steps: int = 0
@@ -277,6 +280,11 @@ class TabularWorldLike(World, Protocol):
         ...
 
     @property
+    def context_weights(self) -> Tensor | None:
+        """[C] the weights of the followers; None where there is one follower and no axis C."""
+        ...
+
+    @property
     def true_reward(self) -> Tensor | None:
         """[B, S, A] the world's own reward, which only teachers and metrics may read."""
         ...
@@ -415,6 +423,10 @@ class Problem(Protocol):
 
     def at(self, x: Tensor) -> MDP:
         """M_τ(x) on a tabular world."""
+        ...
+
+    def over_contexts(self, values: Tensor) -> Tensor:
+        """The weighted mean over the followers: [B, C] → [B]; ``values`` themselves where there is one follower."""
         ...
 
     def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:

@@ -22,6 +22,14 @@ class Oblique(ExplicitObjective):
         return (torch.sin(3 * policy) * weights).sum((-2, -1)) * (1 + 0.1 * x.sum(-1)) + 0.05 * (x**3).sum(-1)
 
 
+class ObliqueMean(Oblique):
+    """The same, averaged over the followers."""
+
+    def value(self, problem, x, policy):
+        """The mean over contexts of an oblique function of each follower's policy and of x."""
+        return problem.over_contexts(super().value(problem, x.unsqueeze(-2), policy))
+
+
 def rows(rng, *shape):
     """Random distributions along the last axis."""
     return rng.dirichlet(np.ones(shape[-1]), shape[:-1])
@@ -103,3 +111,30 @@ def batched_env():
 def point(problem, seed, scale=0.7):
     """A random x."""
     return scale * torch.as_tensor(np.random.default_rng(1000 + seed).standard_normal(problem.dimension))
+
+
+def contexts(seed, *, followers=3, shared=False, objective=None):
+    """One leader and several followers, each with dynamics (unless ``shared``), a start and rewards of its own."""
+    rng = np.random.default_rng(seed)
+    states, actions, dimension = 5, 3, 4
+    transition = rows(rng, *(() if shared else (followers,)), states, actions, states)
+    world = TabularWorld(
+        transition[None] if shared else transition, rows(rng, followers, states), 0.8, context_weights=rows(rng, followers)
+    )
+    features = rng.standard_normal((followers, states, actions, dimension))
+    return BilevelProblem(world, LinearReward(features), Shannon(0.4), objective or ObliqueMean())
+
+
+def controlled_contexts(seed, *, followers=2):
+    """Several followers whose P moves with x."""
+    rng = np.random.default_rng(seed)
+    states, actions, dimension = 4, 2, 3
+    logits = torch.as_tensor(rng.standard_normal((followers, states, actions, states + 1, dimension)))
+    world = ControlledWorld(
+        lambda x: torch.softmax((logits * x[..., None, None, None, :]).sum(-1), -1)[..., :-1],
+        np.zeros(dimension),
+        rows(rng, followers, states),
+        0.9,
+        context_weights=rows(rng, followers),
+    )
+    return BilevelProblem(world, LinearReward(rng.standard_normal((states, actions, dimension))), Shannon(0.5), ObliqueMean())

@@ -32,6 +32,9 @@ PROBLEMS = {
     **{f"preference-{seed}": problems.preference(seed) for seed in range(2)},
     "preference-ending": problems.preference(2, ends=True),
     "chain": problems.chain(),
+    **{f"contexts-{seed}": problems.contexts(seed, shared=seed == 1) for seed in range(2)},
+    "contexts-quadratic": problems.contexts(2, objective=QuadraticObjective()),
+    "controlled-contexts": problems.controlled_contexts(0),
 }
 
 
@@ -39,12 +42,10 @@ class ConvergedImplicit(Implicit):
     """M-SoBiRL's estimator with its recursion on w run to the end."""
 
     def _descend(self, mdp, policy, weighted, w):
-        matrix = torch.eye(mdp.transition.shape[0], dtype=w.dtype) - mdp.discount * torch.einsum("sa,sat->st", policy, mdp.transition)
-        u = torch.zeros(*mdp.transition.shape, dtype=w.dtype)
-        index = torch.arange(len(u))
-        u[index, :, index] = 1.0
-        u = u - mdp.discount * mdp.transition
-        return torch.linalg.solve(matrix.mT, torch.einsum("sat,sa->t", u, weighted))
+        states = w.shape[-1]
+        matrix = torch.eye(states, dtype=w.dtype) - mdp.discount * torch.einsum("...sa,...sat->...st", policy, mdp.transition)
+        u = torch.eye(states, dtype=w.dtype)[:, None] - mdp.discount * mdp.transition
+        return torch.linalg.solve(matrix.mT, torch.einsum("...sat,...sa->...t", u, weighted))
 
 
 @pytest.mark.parametrize("estimator", [Exact(), ConvergedImplicit()], ids=["exact", "implicit-converged"])

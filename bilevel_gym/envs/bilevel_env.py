@@ -31,7 +31,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     The action is x [D] itself, nothing is scaled. ``step(x)`` lets the follower learn under r_x from where it stands (a warm start),
     looks at its policy, and returns −f. The episode is an outer horizon: it never terminates, and is truncated by a ``TimeLimit``.
 
-    Observation: a dict of ``objective`` [1] and ``gap`` [1], and on tabular worlds of ``x`` [D] and ``policy`` [S·A].
+    Observation: a dict of ``objective`` [1] and ``gap`` [1], and on tabular worlds of ``x`` [D] and ``policy`` [S·A] (with contexts [C·S·A]).
 
     Reset options: ``{"x": x}`` starts there; ``{"x": x, "keep": True}`` goes on with response, memory and generators as they are, and
     is what agents use when an episode is truncated. ``reset(seed)`` draws the instance anew, ``reset()`` keeps it; both are cold.
@@ -69,7 +69,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self._draw = problem if not isinstance(problem, BilevelProblem) else None
         self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
         self.problem = problem if isinstance(problem, BilevelProblem) else problem(np.random.default_rng(0))
-        if self.problem.tabular and self.problem.world.start.ndim > 1:  # type: ignore[attr-defined]
+        if self.problem.tabular and _is_batch(self.problem.world):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
             )
@@ -301,7 +301,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         if self.problem.tabular:
             world = self.problem.world
             spaces["x"] = gym.spaces.Box(self.action_space.low, self.action_space.high, dtype=dtype)  # type: ignore[attr-defined]
-            spaces["policy"] = gym.spaces.Box(0.0, 1.0, (world.states * world.actions,), dtype)  # type: ignore[attr-defined]
+            spaces["policy"] = gym.spaces.Box(0.0, 1.0, (world.start.numel() * world.actions,), dtype)  # type: ignore[attr-defined]
         return gym.spaces.Dict(spaces)
 
     def _observe(self) -> Observation:
@@ -323,3 +323,8 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             **vars(self.counters),
             **self.evaluation.metrics,
         }
+
+
+def _is_batch(world: Any) -> bool:
+    """Whether the tables have axes before those of contexts and states."""
+    return bool(world.start.ndim > (1 if world.context_weights is None else 2))

@@ -11,16 +11,18 @@ __all__ = ["policy_picture"]
 
 
 def policy_picture(policy: Tensor, *, width: int = 480, height: int = 240) -> np.ndarray:
-    """Stacked bars: one bar a state, one colour an action, its height the probability.
+    """Stacked bars: one bar a state, one colour an action, its height the probability; contexts below each other.
 
     Args:
-        policy: [S, A].
+        policy: [S, A], or [C, S, A] for several followers.
         width: pixels, at least.
-        height: pixels.
+        height: pixels, of each context.
 
     Returns:
-        [height, width, 3] uint8.
+        [height, width, 3] uint8, or [C·height, width, 3].
     """
+    if policy.ndim > 2:
+        return np.concatenate([policy_picture(one, width=width, height=height) for one in policy])
     table = np.asarray(policy.detach().cpu())
     states, actions = table.shape
     bar = max(width // states, 1)

@@ -98,6 +98,8 @@ class ScoreFunction:
             return f"it needs an objective E[l] over fragments, and {type(problem.objective).__name__} has no loss(problem, x, fragments); use hypergradients.Exact"
         if self.sensitivity is None:
             return None
+        if getattr(problem.world, "context_weights", None) is not None:
+            return "there are several followers (contexts), and fragments do not say whose they are; use hypergradients.Exact"
         if getattr(problem.world, "depends_on_x", False):
             return "P depends on x, and the sampled sensitivities differentiate the reward alone; use hypergradients.Exact"
         if not isinstance(problem.regularizer, Shannon):

@@ -19,7 +19,7 @@ class ExplicitObjective(ABC):
 
     @abstractmethod
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
-        """f(x, π): [B, D], [B, S, A] → [B]."""
+        """f(x, π): [B, D], [B, S, A] → [B]; with contexts the weighted mean over them (``problem.over_contexts``)."""
 
     def gradient(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
         """(∇_x f [B, D], ∇_π f [B, S, A])."""
@@ -43,8 +43,9 @@ class QuadraticObjective(ExplicitObjective):
 
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
         """½‖x‖² + ½‖π‖²: [B, D], [B, S, A] → [B]."""
-        return 0.5 * ((x * x).sum(-1) + (policy * policy).sum((-2, -1)))
+        return 0.5 * ((x * x).sum(-1) + problem.over_contexts((policy * policy).sum((-2, -1))))
 
     def gradient(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
-        """(x, π)."""
-        return x, policy
+        """(x, π), the latter times the weights of the contexts where there are any."""
+        weights = problem.world.context_weights
+        return x, policy if weights is None else weights[:, None, None] * policy

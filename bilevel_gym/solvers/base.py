@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -87,7 +87,7 @@ class TabularSolver(ABC, Generic[State]):
             policy=problem.regularizer.policy(q),
             value=zeros[..., 0],
             q=q,
-            gap=torch.full(zeros.shape[:-2], torch.inf, dtype=zeros.dtype, device=zeros.device),
+            gap=torch.full(zeros.shape[: -2 if world.context_weights is None else -3], torch.inf, dtype=zeros.dtype, device=zeros.device),
         )
 
     @torch.no_grad()
@@ -127,7 +127,8 @@ class TabularSolver(ABC, Generic[State]):
             limit=limit,
             done=(lambda state: self._done(mdp, state)) if judged else None,
         )
-        return self._response(mdp, state, steps, converged and bool(self._certified(mdp, self._gap(mdp, state)[0]).all()))
+        response = self._response(mdp, state, steps, converged and bool(self._certified(mdp, self._gap(mdp, state)[0]).all()))
+        return response if problem.world.context_weights is None else replace(response, gap=response.gap.amax(-1))
 
     def _done(self, mdp: MDP, state: State) -> bool:
         """Certified everywhere, or as far as rounding lets it get."""

@@ -26,6 +26,8 @@ class TabularWorld:
         discount: γ in [0, 1).
         termination: [S, A] or [B, S, A], the probability that the episode ends after (s, a); 0 everywhere by default.
         true_reward: [S, A] or [B, S, A], the world's own reward, which only teachers and metrics read.
+        context_weights: [C] where one leader faces C followers: their weights, with sum one. All tables then have an axis C before S
+            (of size 1 where the followers share them); ``start`` is repeated where it has none.
         device: where the tables live.
 
     Raises:
@@ -42,6 +44,7 @@ class TabularWorld:
         termination: ArrayLike | None = None,
         *,
         true_reward: ArrayLike | None = None,
+        context_weights: ArrayLike | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.transition = as_table(transition, device)
@@ -52,7 +55,8 @@ class TabularWorld:
         ends = torch.zeros_like(self.transition[..., 0]) if termination is None else as_table(termination, device)
         _check_rows(self.transition, ends)
         self.termination = ends
-        self.start = _check_start(as_table(start, device), self.states)
+        self.context_weights = None if context_weights is None else _check_weights(as_table(context_weights, device))
+        self.start = _check_start(self._per_context(as_table(start, device)), self.states)
         self.discount = _check_discount(discount)
         self.true_reward = None if true_reward is None else as_table(true_reward, device)
         if self.true_reward is not None and not bool(self.true_reward.isfinite().all()):
@@ -76,13 +80,43 @@ class TabularWorld:
         """P, whatever x is: [B, S, A, S]."""
         return self.transition
 
+    def _per_context(self, start: Tensor) -> Tensor:
+        """ρ with an axis of contexts, where there are any: [S] or [C, S] → [C, S].
+
+        Raises:
+            InvalidProblem: a table was made for another number of contexts.
+        """
+        if self.context_weights is None:
+            return start
+        count = len(self.context_weights)
+        tables = {"transition": self.transition.shape[:-3], "start": start.shape[:-1] or (1,)}
+        for name, axes in tables.items():
+            if not axes or axes[-1] not in (1, count):
+                raise InvalidProblem(
+                    f"there are {count} context weights, and {name} has the leading axes {tuple(axes)}: the last of them must be {count}, or 1 where all followers share it"
+                )
+        return start.expand(*start.shape[:-2], count, -1).contiguous()
+
     def transition_vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """Zero: P does not depend on x. [B, S, A, S] → [B, D]."""
         return torch.zeros_like(x)
 
     def rollout(self, policy: Tensor, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
-        """Play a policy from ρ (see ``play``)."""
-        return play(self.transition, self.start, self.true_reward, policy, trajectories, steps, generator)
+        """Play a policy [S, A] from ρ (see ``play``); with contexts, [C, S, A], each trajectory draws its follower by the weights."""
+        if self.context_weights is None:
+            return play(self.transition, self.start, self.true_reward, policy, trajectories, steps, generator)
+        contexts = torch.multinomial(self.context_weights, trajectories, replacement=True, generator=generator).sort().values
+        parts = []
+        for context, count in enumerate(torch.bincount(contexts).tolist()):
+            if count:
+                transition, reward = (
+                    None if table is None else table[min(context, len(table) - 1)] for table in (self.transition, self.true_reward)
+                )
+                assert transition is not None
+                parts.append(play(transition, self.start[context], reward, policy[context], count, steps, generator))
+        states, actions, alive = (torch.cat([getattr(part, name) for part in parts]) for name in ("states", "actions", "alive"))
+        rewards = [part.rewards for part in parts if part.rewards is not None]
+        return Trajectory(states, actions, alive, torch.cat(rewards) if rewards else None, contexts)
 
     def quadrature(self, policy: Tensor, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All actions with their probabilities, so that the mean over π is exact; ``count`` and ``generator`` are not used.
@@ -106,7 +140,8 @@ class ControlledWorld(TabularWorld):
     """A finite world whose P is a differentiable function of x, such as a leader's mixed action (mathematics §1).
 
     Args:
-        kernel: x [B, D] → P(x) [B, S, A, S], written in torch; rows may sum to less than one, the rest ends the episode.
+        kernel: x [B, D] → P(x) [B, S, A, S], written in torch; rows may sum to less than one, the rest ends the episode. With
+            contexts x is [B, 1, D] and P(x) [B, C, S, A, S].
         example: an x [D] at which P is checked.
         start: [S], ρ.
         discount: γ in [0, 1).
@@ -125,11 +160,21 @@ class ControlledWorld(TabularWorld):
         discount: float,
         *,
         true_reward: ArrayLike | None = None,
+        context_weights: ArrayLike | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.kernel = kernel
-        transition = kernel(as_table(example, device)).detach()
-        super().__init__(transition, start, discount, 1.0 - transition.sum(-1), true_reward=true_reward, device=device)
+        seen = as_table(example, device)
+        transition = kernel(seen if context_weights is None else seen.unsqueeze(-2)).detach()
+        super().__init__(
+            transition,
+            start,
+            discount,
+            1.0 - transition.sum(-1),
+            true_reward=true_reward,
+            context_weights=context_weights,
+            device=device,
+        )
 
     def transition_at(self, x: Tensor) -> Tensor:
         """P(x): [B, D] → [B, S, A, S].
@@ -215,6 +260,14 @@ def _check_start(start: Tensor, states: int) -> Tensor:
     if bool((start < 0).any()) or not bool(((start.sum(-1) - 1.0).abs() < 1e-8).all()):
         raise InvalidProblem("start must be a distribution over states: non-negative, with sum one")
     return start
+
+
+def _check_weights(weights: Tensor) -> Tensor:
+    if weights.ndim != 1 or not len(weights) or not bool((weights > 0).all()) or not abs(float(weights.sum()) - 1.0) < 1e-8:
+        raise InvalidProblem(
+            "context_weights must be [C] positive numbers with sum one, such as [0.5, 0.5]: leave a follower of weight 0 out"
+        )
+    return weights
 
 
 def _check_discount(discount: float) -> float:

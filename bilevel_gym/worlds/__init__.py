@@ -1,9 +1,29 @@
 """The dynamics: what x cannot choose."""
 
+from bilevel_gym.worlds.gridworlds import DIRECTIONS, FOUR_ROOMS, SIDEWAYS, Grid, GridWorld, chain, four_rooms, open_grid
 from bilevel_gym.worlds.mujoco import mujoco_world
 from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, Transition
 from bilevel_gym.worlds.tabular import ControlledWorld, TabularWorld
+from bilevel_gym.worlds.toy_text import from_gymnasium
 from bilevel_gym.worlds.vector import VectorWorld
 
-__all__ = ["ControlledWorld", "LinearPolicy", "Simulation", "TabularWorld", "Transition", "UniformPolicy", "VectorWorld", "mujoco_world"]
+__all__ = [
+    "DIRECTIONS",
+    "FOUR_ROOMS",
+    "SIDEWAYS",
+    "ControlledWorld",
+    "Grid",
+    "GridWorld",
+    "LinearPolicy",
+    "Simulation",
+    "TabularWorld",
+    "Transition",
+    "UniformPolicy",
+    "VectorWorld",
+    "chain",
+    "four_rooms",
+    "from_gymnasium",
+    "mujoco_world",
+    "open_grid",
+]

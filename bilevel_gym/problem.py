@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import MDP, Regularizer, RewardModel, UpperObjective, World
 
-__all__ = ["BilevelProblem"]
+__all__ = ["BilevelProblem", "stack"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,33 @@ class BilevelProblem:
     def _lower(self, gradient: Tensor) -> Tensor:
         """The sum over the followers, [B, C, D] → [B, D]."""
         return gradient if self.world.context_weights is None else gradient.sum(-2)  # type: ignore[attr-defined]
+
+
+def stack(problems: Sequence[BilevelProblem]) -> BilevelProblem:
+    """Problems of one kind as a batch: each table gets a leading axis B, parts that all of them share stay as they are.
+
+    Args:
+        problems: B ≥ 1 tabular problems.
+
+    Raises:
+        UnsupportedProblem: a part differs between the problems and cannot be stacked.
+    """
+    first = problems[0]
+    if all(problem is first for problem in problems):
+        return first
+    return BilevelProblem(
+        *(_stack([getattr(problem, name) for problem in problems], name) for name in ("world", "reward", "regularizer", "objective"))
+    )
+
+
+def _stack(parts: Sequence[Any], name: str) -> Any:
+    first = parts[0]
+    if all(part is first for part in parts):
+        return first
+    if hasattr(first, "stack"):
+        return type(first).stack(parts)
+    if all(part == first for part in parts):
+        return first
+    raise UnsupportedProblem(
+        f"the problems have different {name}s, and {type(first).__name__} has no stack(parts): write one, or use vectorization_mode='sync'"
+    )

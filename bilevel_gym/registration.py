@@ -22,6 +22,8 @@ class Entry(NamedTuple):
     """Arguments of the entry point, JSON."""
     agents: tuple[str, ...] = ()
     """The named agents that run on it, the first of them the default."""
+    batched: bool = False
+    """Whether ``gym.make_vec`` solves many of them as one batch; the module then has ``<function>_vector`` too."""
 
 
 _TABULAR_AGENTS = ("m_sobirl", "exact")
@@ -33,6 +35,7 @@ CATALOGUE: dict[str, Entry] = {
         100,
         "the SoBiRL paper's synthetic problem: x in R^100, random dynamics, exact",
         agents=_TABULAR_AGENTS,
+        batched=True,
     ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
@@ -62,4 +65,10 @@ def register_ids() -> None:
     """Enter the catalogue into Gymnasium's registry; calling it again changes nothing."""
     for name, entry in CATALOGUE.items():
         if name not in gym.registry:
-            gym.register(name, entry_point=entry.entry_point, max_episode_steps=entry.max_episode_steps, kwargs=dict(entry.kwargs))
+            gym.register(
+                name,
+                entry_point=entry.entry_point,
+                vector_entry_point=f"{entry.entry_point}_vector" if entry.batched else None,
+                max_episode_steps=entry.max_episode_steps,
+                kwargs=dict(entry.kwargs),
+            )

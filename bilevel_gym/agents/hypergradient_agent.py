@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.agents.loop import Agent
-from bilevel_gym.envs import BilevelEnv
+from bilevel_gym.agents.loop import Agent, OuterEnv
+from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
+from bilevel_gym.hypergradients import PerProblem
 from bilevel_gym.types import Estimator, Hypergradient
 
 __all__ = ["HypergradientAgent", "Optimizer"]
@@ -43,7 +44,7 @@ class HypergradientAgent(Agent):
     answers. The environment may be wrapped, as long as each x reaches it unchanged.
 
     Args:
-        env: an outer environment, or wrappers around one.
+        env: an outer environment, or wrappers around one; or N of them as one batch, whose x's are then descended side by side.
         estimator: how ∇φ is estimated.
         optimizer: what makes an optimizer of x, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         updates_per_step: updates of x between two steps of the environment; each estimates anew at the current x, the response stays.
@@ -56,7 +57,7 @@ class HypergradientAgent(Agent):
 
     def __init__(
         self,
-        env: gym.Env[Any, Any],
+        env: OuterEnv,
         estimator: Estimator,
         optimizer: Callable[[list[Tensor]], Optimizer],
         *,
@@ -64,7 +65,7 @@ class HypergradientAgent(Agent):
         warmup_updates: int = 0,
     ) -> None:
         bilevel = env.unwrapped
-        if not isinstance(bilevel, BilevelEnv):
+        if not isinstance(bilevel, BilevelEnv | BilevelVectorEnv):
             raise InvalidProblem(
                 f"the environment is a {type(bilevel).__name__}, not a bilevel one: a hyper-gradient needs its problem; make it with gym.make('bilevel/…')"
             )
@@ -73,12 +74,14 @@ class HypergradientAgent(Agent):
         if updates_per_step < 1 or warmup_updates < 0:
             raise InvalidProblem(f"updates_per_step is {updates_per_step} and warmup_updates {warmup_updates}: at least 1 and 0")
         super().__init__(env)
-        self.estimator = estimator
+        count = (bilevel.num_envs,) if isinstance(bilevel, BilevelVectorEnv) else ()
+        self.estimator = PerProblem(estimator) if count and not getattr(estimator, "batched", True) else estimator
         self.updates_per_step, self.warmup_updates = updates_per_step, warmup_updates
         self.x_updates = 0
         self.hypergradient: Hypergradient | None = None
-        self.x = torch.zeros(bilevel.problem.dimension, dtype=bilevel.problem.reward.dtype, device=bilevel.problem.reward.device)
-        low, high = bilevel.problem.reward.bounds
+        reward = bilevel.problem.reward
+        self.x = torch.zeros(*count, bilevel.problem.dimension, dtype=reward.dtype, device=reward.device)
+        low, high = reward.bounds
         self._low, self._high = (torch.as_tensor(side, dtype=self.x.dtype, device=self.x.device) for side in (low, high))
         self.optimizer = optimizer([self.x])
         self._estimator_state: Any = None
@@ -92,7 +95,7 @@ class HypergradientAgent(Agent):
             info: not read.
 
         Returns:
-            [D], inside the action space.
+            [D], inside the action space; [N, D] for a batch.
 
         Raises:
             InvalidAction: the estimate has a NaN or an infinity; x is as it was.
@@ -118,7 +121,7 @@ class HypergradientAgent(Agent):
         x: np.ndarray = self.x.cpu().numpy().copy()
         return x
 
-    def tell(self, x: np.ndarray, reward: float) -> None:
+    def tell(self, x: np.ndarray, reward: float | np.ndarray) -> None:
         """See that x has arrived: a hyper-gradient at another x would be of no use.
 
         Raises:
@@ -131,7 +134,7 @@ class HypergradientAgent(Agent):
             )
 
     def metrics(self) -> dict[str, float]:
-        """The norms of ∇̂φ, its two parts and x, what the estimator reports, and the number of updates."""
+        """The norms of ∇̂φ, its two parts and x (means over a batch), what the estimator reports, and the number of updates."""
         assert self.hypergradient is not None
         parts = {
             "hypergradient": self.hypergradient.value,
@@ -139,7 +142,7 @@ class HypergradientAgent(Agent):
             "implicit": self.hypergradient.implicit,
             "x": self.x,
         }
-        norms = {f"norm_{name}": float(part.norm()) for name, part in parts.items()}
+        norms = {f"norm_{name}": float(part.norm(dim=-1).mean()) for name, part in parts.items()}
         return {**norms, **self.hypergradient.stats, "x_updates": float(self.x_updates)}
 
     def get_state(self) -> dict[str, Any]:

@@ -11,28 +11,31 @@ import numpy as np
 
 from bilevel_gym.agents.progress import Progress
 
-__all__ = ["Agent", "Callback"]
+__all__ = ["Agent", "Callback", "OuterEnv"]
+
+OuterEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
+"""One outer environment, or a batch of them whose x's have a leading axis [N, D]."""
 
 
 class Agent(ABC):
     """What acts on an outer environment: ``act`` says x, ``tell`` hears what came of it, and ``learn`` is the loop around the two.
 
     Args:
-        env: an outer environment, or wrappers around one.
+        env: an outer environment, or wrappers around one; agents that can, also take a batch of them.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: OuterEnv) -> None:
         self.env = env
         self.bilevel: Any = env.unwrapped
         """The environment without wrappers; it is where a checkpoint finds the state."""
 
     @abstractmethod
     def act(self, observation: Any = None, info: Mapping[str, Any] | None = None) -> np.ndarray:
-        """The next x, inside the action space: [D]."""
+        """The next x, inside the action space: [D], or [N, D] for a batch."""
 
     @abstractmethod
-    def tell(self, x: np.ndarray, reward: float) -> None:
-        """Take note of what the environment answered to x."""
+    def tell(self, x: np.ndarray, reward: float | np.ndarray) -> None:
+        """Take note of what the environment answered to x: a number, or [N]."""
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
@@ -51,7 +54,7 @@ class Agent(ABC):
 
         Args:
             total_steps: steps of the environment.
-            callback: called after each.
+            callback: called after each; the numbers that it gets are means over a batch.
             progress_bar: whether to show one, with the objective.
 
         Returns:
@@ -65,12 +68,9 @@ class Agent(ABC):
             for _ in range(total_steps):
                 x = self.act(observation, info)
                 observation, reward, terminated, truncated, info = self.env.step(x)
-                self.tell(x, float(reward))
-                seen = {
-                    "objective": -float(reward),
-                    **{name: float(value) for name, value in info.items() if isinstance(value, int | float)},
-                }
-                if terminated or truncated:
+                self.tell(x, reward if isinstance(reward, np.ndarray) else float(reward))
+                seen = {"objective": -_mean(reward), **_numbers(info)}
+                if np.any(terminated) or np.any(truncated):
                     observation, info = _go_on(self.env)
                 progress.advance(seen)
                 if callback is not None and callback(self, {**seen, **self.metrics()}) is False:
@@ -82,7 +82,20 @@ Callback = Callable[[Agent, Mapping[str, float]], bool | None]
 """Called after each upper step with the agent and its metrics; returning False ends the training."""
 
 
-def _go_on(env: gym.Env[Any, Any]) -> tuple[Any, dict[str, Any]]:
+def _go_on(env: OuterEnv) -> tuple[Any, dict[str, Any]]:
     """A new episode where the last one stood: the same x and, on a bilevel environment, the same follower."""
     x = getattr(env.unwrapped, "x", None)
     return env.reset() if x is None else env.reset(options={"x": x, "keep": True})
+
+
+def _mean(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float(np.mean(value))
+
+
+def _numbers(info: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in ``info``, and the means of its arrays; masks, whose names begin with an underscore, are left out."""
+    return {
+        name: _mean(value)
+        for name, value in info.items()
+        if isinstance(value, int | float) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and name[0] != "_")
+    }

@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
+from bilevel_gym.agents.loop import OuterEnv
 from bilevel_gym.hypergradients import Exact, Implicit, ScoreFunction
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 
 __all__ = ["drlhf", "exact", "m_sobirl", "sobirl"]
 
 
-def exact(env: gym.Env[Any, Any], *, learning_rate: float = 8e-3) -> HypergradientAgent:
+def exact(env: OuterEnv, *, learning_rate: float = 8e-3) -> HypergradientAgent:
     """Gradient descent on φ with the exact hyper-gradient (``hypergradients.Exact``; mathematics §3).
 
     Args:
@@ -27,7 +27,7 @@ def exact(env: gym.Env[Any, Any], *, learning_rate: float = 8e-3) -> Hypergradie
 
 
 def m_sobirl(
-    env: gym.Env[Any, Any], *, learning_rate: float = 8e-3, step_size: float | None = None, initial: Any = None, adjoint_steps: int = 1
+    env: OuterEnv, *, learning_rate: float = 8e-3, step_size: float | None = None, initial: Any = None, adjoint_steps: int = 1
 ) -> HypergradientAgent:
     """M-SoBiRL (Yang, Gao, Yuan, AISTATS 2025), the model-based algorithm: ``hypergradients.Implicit`` and gradient descent.
 
@@ -45,7 +45,7 @@ def m_sobirl(
 
 
 def sobirl(
-    env: gym.Env[Any, Any],
+    env: OuterEnv,
     *,
     learning_rate: float = 3e-4,
     sensitivity: Sensitivity | None = "critic",
@@ -76,7 +76,7 @@ def sobirl(
 
 
 def drlhf(
-    env: gym.Env[Any, Any], *, learning_rate: float = 3e-4, batch: int | None = 64, updates_per_step: int = 50, warmup_updates: int = 200
+    env: OuterEnv, *, learning_rate: float = 3e-4, batch: int | None = 64, updates_per_step: int = 50, warmup_updates: int = 200
 ) -> HypergradientAgent:
     """DRLHF (Christiano et al., 2017): ``sobirl`` without its implicit term, and nothing else changed (mathematics §7).
 

@@ -11,18 +11,14 @@ import torch
 from torch import Tensor
 
 from bilevel_gym import checkpoint
+from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import policy_picture
-from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem
+from bilevel_gym.errors import CheckpointError, InvalidProblem
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.types import Evaluation, LowerSolver, Response
 
-__all__ = ["LARGEST", "BilevelEnv", "Observation"]
-
-Observation = dict[str, np.ndarray]
-
-LARGEST = 1e9
-"""Objective and gap are clipped to this magnitude in observations, whose bounds must be finite; ``info`` has them unclipped."""
+__all__ = ["BilevelEnv"]
 
 
 class BilevelEnv(gym.Env[Observation, np.ndarray]):
@@ -52,6 +48,8 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
 
     problem: BilevelProblem
     """The problem that is being solved."""
+    draw: Callable[[np.random.Generator], BilevelProblem] | None
+    """What draws the instance of each ``reset(seed=…)``; None where the instance is always the same."""
     solver: LowerSolver
     """How the follower learns."""
 
@@ -66,7 +64,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InvalidProblem(f"render_mode is {render_mode!r}: choose one of {self.metadata['render_modes']}, or None")
-        self._draw = problem if not isinstance(problem, BilevelProblem) else None
+        self.draw = problem if not isinstance(problem, BilevelProblem) else None
         self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
         self.problem = problem if isinstance(problem, BilevelProblem) else problem(np.random.default_rng(0))
         if self.problem.tabular and _is_batch(self.problem.world):
@@ -77,11 +75,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.solve_on_reset = solve_on_reset
         self.render_mode = render_mode
         reward = self.problem.reward
-        low, high = reward.bounds
-        dtype: Any = np.float64 if reward.dtype == torch.float64 else np.float32
-        self.action_space = gym.spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        self.action_space = action_space(self.problem)
         self._initial_x = None if initial_x is None else self._as_x(initial_x)
-        self.observation_space = self._observation_space(dtype)
+        self.observation_space: gym.Space[Any] = observation_space(self.problem, self.action_space)
         self.counters = Counters()
         self._generator, self._aside = (torch.Generator(device=reward.device) for _ in range(2))
         self._x: Tensor | None = None
@@ -141,14 +137,13 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
                 raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
             return self._go_on(given)
         super().reset(seed=seed)
-        if seed is not None and self._draw is not None:
+        if seed is not None and self.draw is not None:
             self._drawn_from = self.np_random.bit_generator.state
-            self.problem = self._draw(self.np_random)
+            self.problem = self.draw(self.np_random)
         for generator in (self._generator, self._aside):
             generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
         self.counters = Counters()
-        start = given if given is not None else self._initial_x
-        x = self.problem.reward.initial(self._generator) if start is None else start.clone()
+        x = given if given is not None else self.first_x(self._generator)
         response = self.solver.start(self.problem)
         self._memory = self.problem.objective.start()
         if self.solve_on_reset:
@@ -226,11 +221,15 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             )
         restored = {name: checkpoint.unpack(state[name]) for name in names}
         self._drawn_from = restored["drawn_from"].bit_generator.state
-        if self._draw is not None:
-            self.problem = self._draw(restored["drawn_from"])
+        if self.draw is not None:
+            self.problem = self.draw(restored["drawn_from"])
         self.np_random = restored["np_random"]
         self._generator, self._aside, self.counters = (restored[name] for name in ("generator", "aside", "counters"))
         self._x, self._response, self._evaluation, self._memory = (restored[name] for name in ("x", "response", "evaluation", "memory"))
+
+    def first_x(self, generator: torch.Generator) -> Tensor:
+        """Where a cold reset starts: ``initial_x``, or a draw from the reward model. [D]."""
+        return self.problem.reward.initial(generator) if self._initial_x is None else self._initial_x.clone()
 
     def close(self) -> None:
         """Close the simulators, if there are any."""
@@ -253,27 +252,8 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     # ------------------------------------------------------------------------------------------ parts
 
     def _as_x(self, action: Any) -> Tensor:
-        """The one place where an action becomes x: cast, checked, copied."""
-        space = self.action_space
-        assert isinstance(space, gym.spaces.Box)
-        try:
-            raw = np.asarray(action.detach().cpu().numpy() if isinstance(action, Tensor) else action)
-            if raw.dtype.kind not in "fiu":
-                raise TypeError(f"their type is {raw.dtype}")
-            with np.errstate(over="ignore"):
-                values = np.array(raw, dtype=space.dtype)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidAction(f"x cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
-        if values.shape != space.shape:
-            raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each reward parameter")
-        inside = (values >= space.low) & (values <= space.high)
-        if not inside.all():
-            first = int(np.argmin(inside))
-            what = "is not a number" if np.isnan(values[first]) else f"lies outside [{space.low[first]:g}, {space.high[first]:g}]"
-            raise InvalidAction(
-                f"x[{first}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
-            )
-        return torch.as_tensor(values, device=self.problem.reward.device)
+        assert isinstance(self.action_space, gym.spaces.Box)
+        return read_x(action, self.action_space, self.problem.reward.device)
 
     def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
         if self._x is None:
@@ -293,28 +273,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.counters.env_steps += response.env_steps + evaluation.env_steps
         self.counters.comparisons += evaluation.comparisons
 
-    def _observation_space(self, dtype: Any) -> gym.Space[Any]:
-        spaces: dict[str, gym.Space[Any]] = {
-            "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
-            "gap": gym.spaces.Box(0.0, LARGEST, (1,), dtype),
-        }
-        if self.problem.tabular:
-            world = self.problem.world
-            spaces["x"] = gym.spaces.Box(self.action_space.low, self.action_space.high, dtype=dtype)  # type: ignore[attr-defined]
-            spaces["policy"] = gym.spaces.Box(0.0, 1.0, (world.start.numel() * world.actions,), dtype)  # type: ignore[attr-defined]
-        return gym.spaces.Dict(spaces)
-
     def _observe(self) -> Observation:
-        dtype = self.action_space.dtype
-        seen = {
-            "objective": np.array([min(max(float(self.evaluation.value), -LARGEST), LARGEST)], dtype),
-            "gap": np.array([min(float(self.response.gap), LARGEST)], dtype),
-        }
-        if self.problem.tabular:
-            assert self._x is not None
-            seen["x"] = self._x.cpu().numpy().copy()
-            seen["policy"] = self.response.policy.cpu().numpy().flatten()
-        return seen
+        assert self._x is not None
+        return observe(self.problem, self._x, self.response, self.evaluation, self.action_space.dtype)
 
     def _info(self) -> dict[str, Any]:
         return {

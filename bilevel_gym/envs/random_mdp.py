@@ -8,6 +8,7 @@ import numpy as np
 
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
+from bilevel_gym.envs.vector_env import vectorized
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import QuadraticObjective
 from bilevel_gym.problem import BilevelProblem
@@ -16,7 +17,7 @@ from bilevel_gym.rewards import QuadraticReward
 from bilevel_gym.types import LowerSolver
 from bilevel_gym.worlds import TabularWorld
 
-__all__ = ["draw_random_mdp", "random_mdp"]
+__all__ = ["draw_random_mdp", "random_mdp", "random_mdp_vector"]
 
 
 def random_mdp(
@@ -70,6 +71,10 @@ def random_mdp(
         draw_random_mdp, states=states, actions=actions, dimension=dimension, discount=discount, temperature=temperature, device=device
     )
     return BilevelEnv(draw, tabular_solver(solver, sweeps), solve_on_reset=solve_on_reset, render_mode=render_mode)
+
+
+random_mdp_vector = vectorized(random_mdp)
+"""N of them as one batch: what ``gym.make_vec("bilevel/RandomMDP-v0", num_envs=N)`` makes."""
 
 
 def draw_random_mdp(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -72,6 +72,9 @@ class ScoreFunction:
 
     Cost: two backward passes through r_x, over the batch and over the fresh trajectories, whatever D is.
     """
+
+    batched: ClassVar[bool] = False
+    """It looks at the samples of one problem; see ``PerProblem``."""
 
     sensitivity: Sensitivity | None = "critic"
     window: Window = "reset"

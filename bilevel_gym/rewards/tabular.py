@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class QuadraticReward(_Table):
 
     Args:
         coefficients: [S, A] or [B, S, A], c.
-        matrix: [D, D] or [B, D, D], M; it need not be symmetric.
+        matrix: [D, D] or [B, D, D], M; only its symmetric part counts, and only that is kept.
         bound: x lies in [−bound, bound]^D.
         device: where the tables live.
 
@@ -65,11 +66,12 @@ class QuadraticReward(_Table):
     def __init__(self, coefficients: ArrayLike, matrix: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
         self.coefficients = _finite(coefficients, device)
         self.matrix = _finite(matrix, device)
+        """[D, D] or [B, D, D] the symmetric part of M, which one product with x serves for r_x and for its derivative."""
         if self.coefficients.ndim < 2 or self.matrix.ndim < 2 or self.matrix.shape[-1] != self.matrix.shape[-2]:
             raise InvalidProblem(
                 f"coefficients {tuple(self.coefficients.shape)} must be [S, A] and matrix {tuple(self.matrix.shape)} square, [D, D]"
             )
-        self._symmetric = self.matrix + self.matrix.mT
+        self.matrix = (self.matrix + self.matrix.mT) / 2.0
         super().__init__(self.matrix.shape[-1], bound, device)
 
     def at(self, x: Tensor) -> Tensor:
@@ -80,7 +82,13 @@ class QuadraticReward(_Table):
     def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """⟨c, cotangent⟩ (M + Mᵀ) x: [B, S, A] → [B, D]. Cost: O(D² + SA)."""
         weight = (self.coefficients * cotangent).sum((-2, -1))
-        return weight.unsqueeze(-1) * matvec(self._symmetric, x)
+        return 2.0 * weight.unsqueeze(-1) * matvec(self.matrix, x)
+
+    @classmethod
+    def stack(cls, rewards: Sequence[QuadraticReward]) -> QuadraticReward:
+        """Rewards of one size as a batch: tables with a leading axis B."""
+        coefficients, matrices = (torch.stack([getattr(reward, name) for reward in rewards]) for name in ("coefficients", "matrix"))
+        return cls(coefficients, matrices, bound=rewards[0].bound, device=rewards[0].device)
 
 
 class LinearReward(_Table):
@@ -108,6 +116,11 @@ class LinearReward(_Table):
     def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """Σ_sa φ_sa cotangent_sa: [B, S, A] → [B, D]. Cost: O(SAD)."""
         return (cotangent.flatten(-2).unsqueeze(-2) @ self.features.flatten(-3, -2)).squeeze(-2)
+
+    @classmethod
+    def stack(cls, rewards: Sequence[LinearReward]) -> LinearReward:
+        """Rewards of one size as a batch: features with a leading axis B."""
+        return cls(torch.stack([reward.features for reward in rewards]), bound=rewards[0].bound, device=rewards[0].device)
 
 
 def _finite(values: ArrayLike, device: str | torch.device) -> Tensor:

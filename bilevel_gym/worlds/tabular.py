@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,6 +65,35 @@ class TabularWorld:
             raise InvalidProblem(
                 f"true_reward has shape {tuple(self.true_reward.shape)}: it must end with [S, A] = [{self.states}, {self.actions}]"
             )
+
+    @classmethod
+    def stack(cls, worlds: Sequence[TabularWorld]) -> TabularWorld:
+        """Worlds of one size as a batch: tables with a leading axis B.
+
+        Raises:
+            InvalidProblem: their sizes, discounts or contexts differ, or P depends on x.
+        """
+        first = worlds[0]
+        for world in worlds:
+            same = world.transition.shape == first.transition.shape and world.discount == first.discount and not world.depends_on_x
+            followers = [None if other.context_weights is None else other.context_weights.tolist() for other in (world, first)]
+            if not same or followers[0] != followers[1]:
+                raise InvalidProblem(
+                    "worlds are stacked where they have one size, one discount and the same contexts, and P does not depend on x: make them alike, or use vectorization_mode='sync'"
+                )
+
+        def tables(name: str) -> Tensor | None:
+            return None if getattr(first, name) is None else torch.stack([getattr(world, name) for world in worlds])
+
+        return TabularWorld(
+            tables("transition"),
+            tables("start"),
+            first.discount,
+            tables("termination"),
+            true_reward=tables("true_reward"),
+            context_weights=first.context_weights,
+            device=first.start.device,
+        )
 
     @property
     def states(self) -> int:

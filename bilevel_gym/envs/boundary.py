@@ -1,0 +1,90 @@
+"""Where NumPy becomes tensors and back: x comes in here, and observations go out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidAction
+from bilevel_gym.types import Evaluation, Problem, Response
+
+__all__ = ["LARGEST", "Observation", "action_space", "observation_space", "observe", "read_x"]
+
+Observation = dict[str, np.ndarray]
+
+LARGEST = 1e9
+"""Objective and gap are clipped to this magnitude in observations, whose bounds must be finite; ``info`` has them unclipped."""
+
+
+def action_space(problem: Problem) -> gym.spaces.Box:
+    """The box of x, as the reward model gives it: [D], float64 on tables and float32 for networks."""
+    low, high = problem.reward.bounds
+    dtype: Any = np.float64 if problem.reward.dtype == torch.float64 else np.float32
+    return gym.spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+
+
+def observation_space(problem: Problem, actions: gym.spaces.Box) -> gym.spaces.Dict:
+    """``objective`` [1] and ``gap`` [1]; on tabular worlds also ``x`` [D] and ``policy`` [S·A], with contexts [C·S·A]."""
+    dtype: Any = actions.dtype
+    spaces: dict[str, gym.Space[Any]] = {
+        "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
+        "gap": gym.spaces.Box(0.0, LARGEST, (1,), dtype),
+    }
+    if problem.tabular:
+        world = problem.world
+        followers = 1 if world.context_weights is None else len(world.context_weights)
+        spaces["x"] = gym.spaces.Box(actions.low, actions.high, dtype=dtype)
+        spaces["policy"] = gym.spaces.Box(0.0, 1.0, (followers * world.states * world.actions,), dtype)
+    return gym.spaces.Dict(spaces)
+
+
+def observe(problem: Problem, x: Tensor, response: Response, evaluation: Evaluation, dtype: Any) -> Observation:
+    """What the spaces above promise, in NumPy arrays of its own; with a leading axis [B] where x has one."""
+    seen = {
+        "objective": _numbers(evaluation.value.clamp(-LARGEST, LARGEST), dtype),
+        "gap": _numbers(response.gap.clamp(max=LARGEST), dtype),
+    }
+    if problem.tabular:
+        seen["x"] = x.cpu().numpy().copy()
+        seen["policy"] = response.policy.flatten(x.ndim - 1).cpu().numpy().copy()
+    return seen
+
+
+def read_x(action: Any, space: gym.spaces.Box, device: torch.device) -> Tensor:
+    """The one place where an action becomes x: cast, checked, copied.
+
+    Args:
+        action: what the agent sent, [D] or for a batch [B, D].
+        space: the box that it must lie in.
+        device: where x goes.
+
+    Raises:
+        InvalidAction: x has a wrong shape, a NaN, or lies outside the box.
+    """
+    try:
+        raw = np.asarray(action.detach().cpu().numpy() if isinstance(action, Tensor) else action)
+        if raw.dtype.kind not in "fiu":
+            raise TypeError(f"their type is {raw.dtype}")
+        with np.errstate(over="ignore"):
+            values = np.array(raw, dtype=space.dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidAction(f"x cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
+    if values.shape != space.shape:
+        raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each reward parameter")
+    inside = (values >= space.low) & (values <= space.high)
+    if not inside.all():
+        first = tuple(int(i) for i in np.unravel_index(np.argmin(inside), values.shape))
+        what = "is not a number" if np.isnan(values[first]) else f"lies outside [{space.low[first]:g}, {space.high[first]:g}]"
+        raise InvalidAction(
+            f"x[{', '.join(map(str, first))}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
+        )
+    return torch.as_tensor(values, device=device)
+
+
+def _numbers(values: Tensor, dtype: Any) -> np.ndarray:
+    numbers: np.ndarray = values.detach().unsqueeze(-1).cpu().numpy().astype(dtype)
+    return numbers

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from bilevel_gym import BilevelEnv, BilevelProblem
-from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, QuadraticObjective
+from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, QuadraticObjective, ReturnObjective
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward, QuadraticReward
 from bilevel_gym.solvers import SoftPolicyIteration
@@ -138,3 +138,26 @@ def controlled_contexts(seed, *, followers=2):
         context_weights=rows(rng, followers),
     )
     return BilevelProblem(world, LinearReward(rng.standard_normal((states, actions, dimension))), Shannon(0.5), ObliqueMean())
+
+
+def returns(seed, *, contexts=True, horizon=7, discount=None, elsewhere=False, entropy=None, controlled=False):
+    """A discounted cost that depends on x, over episodes that may end; ``elsewhere`` it is counted in another world."""
+    rng = np.random.default_rng(seed)
+    (states, actions, dimension), followers = (4, 2, 3) if controlled else (5, 3, 4), 2
+    axes, weights = ((followers,), rows(rng, followers)) if contexts else ((), None)
+
+    def world(gamma):
+        stop = rng.uniform(0, 0.3, (*axes, states, actions))
+        transition = rows(rng, *axes, states, actions, states) * (1 - stop)[..., None]
+        return TabularWorld(transition, rows(rng, *axes, states), gamma, stop, context_weights=weights)
+
+    coefficients = torch.as_tensor(rng.standard_normal((*axes, states, actions, dimension)))
+    objective = ReturnObjective(
+        lambda x: torch.sin(coefficients @ x[..., None, :, None]).squeeze(-1),
+        discount=discount,
+        horizon=horizon,
+        world=world(0.9) if elsewhere else None,
+        regularizer=None if entropy is None else Shannon(entropy),
+    )
+    own = controlled_contexts(seed, followers=followers).world if controlled else world(0.8)
+    return BilevelProblem(own, LinearReward(rng.standard_normal((*axes, states, actions, dimension))), Shannon(0.4), objective)

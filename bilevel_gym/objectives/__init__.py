@@ -3,5 +3,14 @@
 from bilevel_gym.objectives.enumeration import Enumeration, enumerate_fragments
 from bilevel_gym.objectives.policy import ExplicitObjective, QuadraticObjective
 from bilevel_gym.objectives.preference import PreferenceMemory, PreferenceObjective
+from bilevel_gym.objectives.returns import ReturnObjective
 
-__all__ = ["Enumeration", "ExplicitObjective", "PreferenceMemory", "PreferenceObjective", "QuadraticObjective", "enumerate_fragments"]
+__all__ = [
+    "Enumeration",
+    "ExplicitObjective",
+    "PreferenceMemory",
+    "PreferenceObjective",
+    "QuadraticObjective",
+    "ReturnObjective",
+    "enumerate_fragments",
+]

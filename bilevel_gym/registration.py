@@ -37,6 +37,13 @@ CATALOGUE: dict[str, Entry] = {
         agents=_TABULAR_AGENTS,
         batched=True,
     ),
+    "bilevel/FourRoomsIncentive-v0": Entry(
+        "bilevel_gym.envs.four_rooms:four_rooms_incentive",
+        100,
+        "charges on the cells of four rooms steer two followers through a marked cell, exact",
+        agents=("exact", "m_sobirl"),
+        batched=True,
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

@@ -13,7 +13,7 @@ from torch import Tensor
 from bilevel_gym import checkpoint
 from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
-from bilevel_gym.envs.rendering import policy_picture
+from bilevel_gym.envs.rendering import picture
 from bilevel_gym.errors import CheckpointError, InvalidProblem
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.types import Evaluation, LowerSolver, Response
@@ -175,12 +175,13 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         return self._observe(), -float(self.evaluation.value), False, False, self._info()
 
     def render(self) -> Any:
-        """A picture [height, width, 3] of the policy, or a line of text."""
+        """A picture [height, width, 3] of the policy (on maps with the reward below it), or a line of text."""
         if self.render_mode == "ansi":
             return f"step {self.counters.upper_step}: objective {float(self.evaluation.value):.6g}, gap {float(self.response.gap):.3g}"
         if self.render_mode == "rgb_array":
             if self.problem.tabular:
-                return policy_picture(self.response.policy)
+                assert self._x is not None
+                return picture(self.problem, self._x, self.response.policy)
             return self.problem.world.picture(self.response.policy)  # type: ignore[attr-defined]
         return None
 

@@ -1,4 +1,4 @@
-"""Pictures of tabular policies, drawn with NumPy alone."""
+"""Pictures of tabular policies and rewards, drawn with NumPy alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ import colorsys
 import numpy as np
 from torch import Tensor
 
-__all__ = ["policy_picture"]
+from bilevel_gym.problem import BilevelProblem
+from bilevel_gym.worlds import Grid
+
+__all__ = ["grid_picture", "picture", "policy_picture"]
+
+
+def picture(problem: BilevelProblem, x: Tensor, policy: Tensor) -> np.ndarray:
+    """What suits the world: a map (``grid_picture``) where it has a ``grid``, bars (``policy_picture``) elsewhere.
+
+    Args:
+        problem: a tabular one.
+        x: [D].
+        policy: [S, A], or [C, S, A] for several followers.
+    """
+    grid: Grid | None = getattr(problem.world, "grid", None)
+    return policy_picture(policy) if grid is None else grid_picture(grid, policy, problem.at(x).reward)
 
 
 def policy_picture(policy: Tensor, *, width: int = 480, height: int = 240) -> np.ndarray:
@@ -33,3 +48,55 @@ def policy_picture(policy: Tensor, *, width: int = 480, height: int = 240) -> np
     picture = np.repeat(colours[chosen][::-1], bar, axis=1)
     picture[:, bar - 1 :: bar] //= 2
     return picture
+
+
+_WALL, _LINE, _INK = np.array([52, 55, 64]), np.array([205, 205, 205]), np.array([30, 30, 30])
+_GAIN, _LOSS = np.array([33, 113, 181]), np.array([203, 60, 51])
+
+
+def grid_picture(grid: Grid, policy: Tensor, reward: Tensor, *, cell: int = 29) -> np.ndarray:
+    """The policy as arrows over the reward as a heat map, on a map; contexts side by side.
+
+    An arrow's length is the probability of its direction. Blue is a gain, red a loss, white nothing; the depth of the colour is the
+    cube root of |mean over actions of r_s|, relative to the largest, so that charges of a hundredth show beside a goal of 1. Cells with
+    a mark of their own (start, goals) have a frame.
+
+    Args:
+        grid: where each state lies, and what each action adds to (row, column); the ``grid`` of a ``worlds.GridWorld``.
+        policy: [S, A], or [C, S, A] for several followers.
+        reward: [S, A] or [C, S, A], r_x at the x of now.
+        cell: pixels of a cell's side.
+
+    Returns:
+        [rows · cell, columns · cell, 3] uint8; C of them in a row, a strip between two.
+    """
+    if policy.ndim > 2:
+        tables = reward.expand(*policy.shape)
+        pictures = [grid_picture(grid, one, table, cell=cell) for one, table in zip(policy, tables, strict=True)]
+        strip = np.full((pictures[0].shape[0], cell // 2, 3), 255, dtype=np.uint8)
+        return np.concatenate([part for picture in pictures for part in (picture, strip)][:-1], axis=1)
+    probabilities, gains = np.asarray(policy.detach().cpu()), np.asarray(reward.detach().cpu()).mean(-1)
+    depth = np.cbrt(np.abs(gains) / max(np.abs(gains).max(), 1e-300))[:, None]
+    ground = 255 + depth * (np.where(gains[:, None] >= 0, _GAIN, _LOSS) - 255)
+    tiles = np.broadcast_to(ground[:, None, None], (len(ground), cell, cell, 3)).copy()
+    tiles[_arrows(grid, probabilities, cell)] = _INK
+    marked = np.array([grid.rows[row][column] not in " .#" for row, column in grid.cells])
+    for width, colour, which in ((1, _LINE, ~marked), (3, _INK, marked)):
+        edge = np.ones((cell, cell), dtype=bool)
+        edge[width:-width, width:-width] = False
+        tiles[which[:, None, None] & edge] = colour
+    board = np.broadcast_to(_WALL, (len(grid.rows), len(grid.rows[0]), cell, cell, 3)).copy()
+    board[grid.cells[:, 0], grid.cells[:, 1]] = tiles.round()
+    return board.swapaxes(1, 2).reshape(len(grid.rows) * cell, -1, 3).astype(np.uint8)
+
+
+def _arrows(grid: Grid, policy: np.ndarray, cell: int) -> np.ndarray:
+    """[S, cell, cell] bool: for each action a spike from the centre, as long as its probability."""
+    place = np.linspace(-1.0, 1.0, cell)
+    row, column = place[:, None], place[None, :]
+    covered = np.zeros((len(policy), cell, cell), dtype=bool)
+    for (down, right), chance in zip(grid.directions, policy.T, strict=True):
+        length = 0.9 * chance[:, None, None]
+        along, across = row * down + column * right, np.abs(row * right - column * down)
+        covered |= (along >= 0) & (along <= length) & (across <= 0.22 * (1.0 - along / np.maximum(length, 1e-12)))
+    return covered

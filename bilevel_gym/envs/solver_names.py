@@ -9,12 +9,13 @@ from bilevel_gym.types import LowerSolver
 __all__ = ["tabular_solver"]
 
 
-def tabular_solver(solver: str | LowerSolver, sweeps: int) -> LowerSolver:
+def tabular_solver(solver: str | LowerSolver, sweeps: int, *, tolerance: float = 1e-10) -> LowerSolver:
     """The solver that a name stands for; an object is returned as it is.
 
     Args:
         solver: ``"value_iteration"``, ``"policy_iteration"``, or any object with ``start`` and ``solve``.
         sweeps: sweeps of each solve, for value iteration.
+        tolerance: the residual that policy iteration stops at; small where γ is near 1 and τ small, π errs by up to tolerance/((1−γ)τ).
 
     Raises:
         UnknownName: a name that is not in the table.
@@ -24,5 +25,5 @@ def tabular_solver(solver: str | LowerSolver, sweeps: int) -> LowerSolver:
     if solver == "value_iteration":
         return SoftValueIteration(sweeps=sweeps)
     if solver == "policy_iteration":
-        return SoftPolicyIteration()
+        return SoftPolicyIteration(tolerance=tolerance)
     raise UnknownName("solver", solver, ["value_iteration", "policy_iteration"])

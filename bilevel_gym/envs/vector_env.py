@@ -18,7 +18,7 @@ from bilevel_gym import checkpoint
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.boundary import Observation, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
-from bilevel_gym.envs.rendering import policy_picture
+from bilevel_gym.envs.rendering import picture
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
 from bilevel_gym.problem import BilevelProblem, stack
 from bilevel_gym.types import Evaluation, Response, SampledObjective
@@ -232,7 +232,11 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         if self.render_mode == "ansi":
             lines = zip(self.evaluation.value.tolist(), self.response.gap.tolist(), strict=True)
             return tuple(f"step {self.counters[0].upper_step}: objective {f:.6g}, gap {gap:.3g}" for f, gap in lines)
-        return tuple(policy_picture(policy) for policy in self.response.policy) if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        assert self._x is not None
+        members = zip(self._problems, self._x, self.response.policy, strict=True)
+        return tuple(picture(problem, x, policy) for problem, x, policy in members)
 
     # ------------------------------------------------------------------------------------------ state
 

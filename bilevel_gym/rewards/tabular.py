@@ -12,10 +12,10 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike, as_table, matvec
 
-__all__ = ["LinearReward", "QuadraticReward"]
+__all__ = ["LinearReward", "QuadraticReward", "Table", "finite_table"]
 
 
-class _Table(ABC):
+class Table(ABC):
     """What the tabular rewards share: a box, a normal start, and the look-up of pairs."""
 
     def __init__(self, dimension: int, bound: float, device: str | torch.device) -> None:
@@ -50,7 +50,7 @@ class _Table(ABC):
         """(∂r_x/∂x)ᵀ cotangent: [B, S, A] → [B, D]."""
 
 
-class QuadraticReward(_Table):
+class QuadraticReward(Table):
     """r_sa(x) = c_sa · xᵀMx, the synthetic problem of the SoBiRL paper.
 
     Args:
@@ -64,8 +64,8 @@ class QuadraticReward(_Table):
     """
 
     def __init__(self, coefficients: ArrayLike, matrix: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
-        self.coefficients = _finite(coefficients, device)
-        self.matrix = _finite(matrix, device)
+        self.coefficients = finite_table(coefficients, device)
+        self.matrix = finite_table(matrix, device)
         """[D, D] or [B, D, D] the symmetric part of M, which one product with x serves for r_x and for its derivative."""
         if self.coefficients.ndim < 2 or self.matrix.ndim < 2 or self.matrix.shape[-1] != self.matrix.shape[-2]:
             raise InvalidProblem(
@@ -91,7 +91,7 @@ class QuadraticReward(_Table):
         return cls(coefficients, matrices, bound=rewards[0].bound, device=rewards[0].device)
 
 
-class LinearReward(_Table):
+class LinearReward(Table):
     """r_sa(x) = ⟨φ_sa, x⟩.
 
     Args:
@@ -104,7 +104,7 @@ class LinearReward(_Table):
     """
 
     def __init__(self, features: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
-        self.features = _finite(features, device)
+        self.features = finite_table(features, device)
         if self.features.ndim < 3:
             raise InvalidProblem(f"features have shape {tuple(self.features.shape)}: they must be [S, A, D]")
         super().__init__(self.features.shape[-1], bound, device)
@@ -123,7 +123,12 @@ class LinearReward(_Table):
         return cls(torch.stack([reward.features for reward in rewards]), bound=rewards[0].bound, device=rewards[0].device)
 
 
-def _finite(values: ArrayLike, device: str | torch.device) -> Tensor:
+def finite_table(values: ArrayLike, device: str | torch.device) -> Tensor:
+    """A float64 tensor of a person's numbers.
+
+    Raises:
+        InvalidProblem: one of them is not finite.
+    """
     table = as_table(values, device)
     if not bool(table.isfinite().all()):
         raise InvalidProblem("the reward's numbers must be finite: there is a NaN or an infinity among them")

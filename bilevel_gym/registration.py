@@ -44,6 +44,27 @@ CATALOGUE: dict[str, Entry] = {
         agents=("exact", "m_sobirl"),
         batched=True,
     ),
+    "bilevel/RewardShaping-v0": Entry(
+        "bilevel_gym.envs.reward_shaping:reward_shaping",
+        100,
+        "a shaping of the true reward for a follower of another horizon; FrozenLake, Taxi, chain, grid, ...",
+        agents=_TABULAR_AGENTS,
+        batched=True,
+    ),
+    "bilevel/Apprenticeship-v0": Entry(
+        "bilevel_gym.envs.apprenticeship:apprenticeship",
+        100,
+        "maximum-entropy inverse RL: the reward under which demonstrations are likely, convex",
+        agents=_TABULAR_AGENTS,
+        batched=True,
+    ),
+    "bilevel/PolicyTeaching-v0": Entry(
+        "bilevel_gym.envs.policy_teaching:policy_teaching",
+        100,
+        "reward poisoning: the smallest change of a reward that teaches a policy, convex",
+        agents=_TABULAR_AGENTS,
+        batched=True,
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

@@ -1,11 +1,14 @@
 """The outer environment, and the catalogue of registered problems."""
 
+from bilevel_gym.envs.apprenticeship import apprenticeship, reward_null_space
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.four_rooms import four_rooms_incentive
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
+from bilevel_gym.envs.policy_teaching import policy_teaching
 from bilevel_gym.envs.preference import PRESETS, Preset, gym_preference
 from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
 from bilevel_gym.envs.rendering import grid_picture, policy_picture
+from bilevel_gym.envs.reward_shaping import reward_shaping
 from bilevel_gym.envs.vector_env import BilevelVectorEnv, Member, VectorOracle
 
 __all__ = [
@@ -17,10 +20,14 @@ __all__ = [
     "Preset",
     "ProblemOracle",
     "VectorOracle",
+    "apprenticeship",
     "draw_random_mdp",
     "four_rooms_incentive",
     "grid_picture",
     "gym_preference",
     "policy_picture",
+    "policy_teaching",
     "random_mdp",
+    "reward_null_space",
+    "reward_shaping",
 ]

@@ -92,26 +92,35 @@ class QuadraticReward(Table):
 
 
 class LinearReward(Table):
-    """r_sa(x) = ⟨φ_sa, x⟩.
+    """r_sa(x) = ⟨φ_sa, x⟩ + r̄_sa.
 
     Args:
         features: [S, A, D] or [B, S, A, D], φ; ``torch.eye(S * A).view(S, A, -1)`` makes x the reward table itself.
+        offset: [S, A] or [B, S, A], r̄, what is there whatever x is; 0 by default.
         bound: x lies in [−bound, bound]^D.
         device: where the tables live.
 
     Raises:
-        InvalidProblem: the features do not have three axes.
+        InvalidProblem: the features do not have three axes, or the offset is not for the same states and actions.
     """
 
-    def __init__(self, features: ArrayLike, *, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, features: ArrayLike, offset: ArrayLike | None = None, *, bound: float = 10.0, device: str | torch.device = "cpu"
+    ) -> None:
         self.features = finite_table(features, device)
+        self.offset = None if offset is None else finite_table(offset, device)
         if self.features.ndim < 3:
             raise InvalidProblem(f"features have shape {tuple(self.features.shape)}: they must be [S, A, D]")
+        if self.offset is not None and self.offset.shape[-2:] != self.features.shape[-3:-1]:
+            raise InvalidProblem(
+                f"offset has shape {tuple(self.offset.shape)}: it must end with [S, A] = {list(self.features.shape[-3:-1])}, as the features do"
+            )
         super().__init__(self.features.shape[-1], bound, device)
 
     def at(self, x: Tensor) -> Tensor:
         """r_x: [B, D] → [B, S, A]. Cost: O(SAD)."""
-        return (self.features @ x[..., None, :, None]).squeeze(-1)
+        chosen = (self.features @ x[..., None, :, None]).squeeze(-1)
+        return chosen if self.offset is None else chosen + self.offset
 
     def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
         """Σ_sa φ_sa cotangent_sa: [B, S, A] → [B, D]. Cost: O(SAD)."""
@@ -120,7 +129,9 @@ class LinearReward(Table):
     @classmethod
     def stack(cls, rewards: Sequence[LinearReward]) -> LinearReward:
         """Rewards of one size as a batch: features with a leading axis B."""
-        return cls(torch.stack([reward.features for reward in rewards]), bound=rewards[0].bound, device=rewards[0].device)
+        offsets = [reward.offset for reward in rewards if reward.offset is not None]
+        features = torch.stack([reward.features for reward in rewards])
+        return cls(features, torch.stack(offsets) if offsets else None, bound=rewards[0].bound, device=rewards[0].device)
 
 
 def finite_table(values: ArrayLike, device: str | torch.device) -> Tensor:

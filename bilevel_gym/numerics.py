@@ -7,6 +7,7 @@ shared by a batch of values [B, S].
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.types import MDP, Factor
 
 __all__ = [
     "ArrayLike",
     "KrylovSolution",
+    "TableFunction",
     "adjoint",
     "as_table",
     "backup",
@@ -32,6 +35,7 @@ __all__ = [
     "push_forward",
     "solve_transposed",
     "split_flat",
+    "stack_functions",
     "vjp",
 ]
 
@@ -49,6 +53,47 @@ def as_table(values: ArrayLike, device: str | torch.device) -> Tensor:
 def draw_seed(generator: torch.Generator) -> int:
     """A seed for something that is not torch, such as a simulator, drawn from a torch generator."""
     return int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+
+
+@dataclass(frozen=True, eq=False)
+class TableFunction:
+    """x ↦ function(x, *tables): a function of x with its numbers in the open, so that many such functions become one of a batch.
+
+    Args:
+        function: written in torch, broadcasting over leading axes: x [B, D] and tables [B, …] give [B, …].
+        tables: what differs from instance to instance.
+    """
+
+    function: Callable[..., Tensor]
+    tables: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """function(x, *tables)."""
+        return self.function(x, *self.tables)
+
+
+def stack_functions(functions: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Functions of x as one that maps a batch: each member's x to its own function of it.
+
+    Args:
+        functions: B times the same object, or ``TableFunction`` with one ``function`` and tables of one shape.
+
+    Returns:
+        a function of x [B, D].
+
+    Raises:
+        UnsupportedProblem: they are different functions whose numbers cannot be told from their code.
+    """
+    first = functions[0]
+    if all(function is first for function in functions):
+        return first
+    if not isinstance(first, TableFunction) or not all(
+        isinstance(other, TableFunction) and other.function is first.function for other in functions
+    ):
+        raise UnsupportedProblem(
+            "different functions of x make no batch: write them as numerics.TableFunction(function, tables) with one function, or use vectorization_mode='sync'"
+        )
+    return TableFunction(first.function, tuple(torch.stack(tables) for tables in zip(*(f.tables for f in functions), strict=True)))  # type: ignore[attr-defined]
 
 
 def expect_next(transition: Tensor, value: Tensor) -> Tensor:

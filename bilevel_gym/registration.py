@@ -65,6 +65,20 @@ CATALOGUE: dict[str, Entry] = {
         agents=_TABULAR_AGENTS,
         batched=True,
     ),
+    "bilevel/StackelbergGame-v0": Entry(
+        "bilevel_gym.envs.stackelberg_game:stackelberg_game",
+        100,
+        "a leader's mixed policy against a soft best response; x moves rewards and transitions, exact",
+        agents=("exact", "m_sobirl"),
+        batched=True,
+    ),
+    "bilevel/ContractDesign-v0": Entry(
+        "bilevel_gym.envs.contract_design:contract_design",
+        100,
+        "payments for outcomes to an agent whose actions are hidden, a binary decision tree, exact",
+        agents=("exact", "m_sobirl"),
+        batched=True,
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

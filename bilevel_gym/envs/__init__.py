@@ -2,6 +2,7 @@
 
 from bilevel_gym.envs.apprenticeship import apprenticeship, reward_null_space
 from bilevel_gym.envs.bilevel_env import BilevelEnv
+from bilevel_gym.envs.contract_design import ContractTree, contract_design, draw_contract_tree
 from bilevel_gym.envs.four_rooms import four_rooms_incentive
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.policy_teaching import policy_teaching
@@ -9,18 +10,24 @@ from bilevel_gym.envs.preference import PRESETS, Preset, gym_preference
 from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
 from bilevel_gym.envs.rendering import grid_picture, policy_picture
 from bilevel_gym.envs.reward_shaping import reward_shaping
+from bilevel_gym.envs.stackelberg_game import MarkovGame, draw_markov_game, stackelberg_game
 from bilevel_gym.envs.vector_env import BilevelVectorEnv, Member, VectorOracle
 
 __all__ = [
     "PRESETS",
     "BilevelEnv",
     "BilevelVectorEnv",
+    "ContractTree",
     "Counters",
+    "MarkovGame",
     "Member",
     "Preset",
     "ProblemOracle",
     "VectorOracle",
     "apprenticeship",
+    "contract_design",
+    "draw_contract_tree",
+    "draw_markov_game",
     "draw_random_mdp",
     "four_rooms_incentive",
     "grid_picture",
@@ -30,4 +37,5 @@ __all__ = [
     "random_mdp",
     "reward_null_space",
     "reward_shaping",
+    "stackelberg_game",
 ]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
-from bilevel_gym.numerics import ArrayLike, as_table, expect_next, factorize, gradients, policy_transition, solve_transposed, vjp
+from bilevel_gym.numerics import (
+    ArrayLike,
+    as_table,
+    expect_next,
+    factorize,
+    gradients,
+    policy_transition,
+    solve_transposed,
+    stack_functions,
+    vjp,
+)
 from bilevel_gym.objectives.policy import ExplicitObjective
 from bilevel_gym.types import MDP, Problem, Regularizer, TabularWorldLike
 
@@ -54,6 +65,24 @@ class ReturnObjective(ExplicitObjective):
             raise InvalidProblem(f"discount is {discount}: it must be in [0, 1), or at most 1 where there is a horizon")
         self.cost = cost if callable(cost) else _table(cost, device)
         self.discount, self.horizon, self.world, self.regularizer = discount, horizon, world, regularizer
+
+    @classmethod
+    def stack(cls, objectives: Sequence[ReturnObjective]) -> ReturnObjective:
+        """Objectives that differ in their costs alone, as a batch.
+
+        Raises:
+            UnsupportedProblem: they differ in more, or their costs are functions that cannot be stacked.
+        """
+        first = objectives[0]
+        for other in objectives:
+            same = (other.discount, other.horizon, other.regularizer) == (first.discount, first.horizon, first.regularizer)
+            if not same or other.world is not first.world:
+                raise UnsupportedProblem(
+                    "returns are stacked where they differ in their costs alone: give them one discount, horizon and M̄"
+                )
+        costs: list[Any] = [other.cost for other in objectives]
+        cost = torch.stack(costs) if all(isinstance(one, Tensor) for one in costs) else stack_functions(costs)
+        return cls(cost, discount=first.discount, horizon=first.horizon, world=first.world, regularizer=first.regularizer)
 
     # ------------------------------------------------------------------------------------------ the upper level's decision problem
 

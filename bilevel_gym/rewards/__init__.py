@@ -1,7 +1,14 @@
 """r_x: what x chooses."""
 
+from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
 from bilevel_gym.rewards.network import MLPReward
 from bilevel_gym.rewards.tabular import LinearReward, QuadraticReward
 
-__all__ = ["IncentiveReward", "LinearReward", "MLPReward", "QuadraticReward"]
+__all__ = [
+    "FunctionReward",
+    "IncentiveReward",
+    "LinearReward",
+    "MLPReward",
+    "QuadraticReward",
+]

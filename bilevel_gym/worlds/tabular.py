@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.numerics import ArrayLike, as_table, vjp
+from bilevel_gym.numerics import ArrayLike, as_table, stack_functions, vjp
 from bilevel_gym.types import Trajectory
 
 __all__ = ["ControlledWorld", "TabularWorld"]
@@ -76,8 +76,7 @@ class TabularWorld:
         first = worlds[0]
         for world in worlds:
             same = world.transition.shape == first.transition.shape and world.discount == first.discount and not world.depends_on_x
-            followers = [None if other.context_weights is None else other.context_weights.tolist() for other in (world, first)]
-            if not same or followers[0] != followers[1]:
+            if not same or _followers(world) != _followers(first):
                 raise InvalidProblem(
                     "worlds are stacked where they have one size, one discount and the same contexts, and P does not depend on x: make them alike, or use vectorization_mode='sync'"
                 )
@@ -193,7 +192,7 @@ class ControlledWorld(TabularWorld):
         device: str | torch.device = "cpu",
     ) -> None:
         self.kernel = kernel
-        seen = as_table(example, device)
+        self.example = seen = as_table(example, device)
         transition = kernel(seen if context_weights is None else seen.unsqueeze(-2)).detach()
         super().__init__(
             transition,
@@ -203,6 +202,28 @@ class ControlledWorld(TabularWorld):
             true_reward=true_reward,
             context_weights=context_weights,
             device=device,
+        )
+
+    @classmethod
+    def stack(cls, worlds: Sequence[ControlledWorld]) -> ControlledWorld:  # type: ignore[override]
+        """Worlds of one size as a batch: one kernel for all.
+
+        Raises:
+            InvalidProblem: their discounts or contexts differ.
+            UnsupportedProblem: their kernels cannot be stacked.
+        """
+        first = worlds[0]
+        if any(world.discount != first.discount or _followers(world) != _followers(first) for world in worlds):
+            raise InvalidProblem("worlds are stacked where they have one discount and the same contexts: make them alike")
+        rewards = [world.true_reward for world in worlds if world.true_reward is not None]
+        return cls(
+            stack_functions([world.kernel for world in worlds]),
+            first.example,
+            torch.stack([world.start for world in worlds]),
+            first.discount,
+            true_reward=torch.stack(rewards) if rewards else None,
+            context_weights=first.context_weights,
+            device=first.start.device,
         )
 
     def transition_at(self, x: Tensor) -> Tensor:
@@ -297,6 +318,10 @@ def _check_weights(weights: Tensor) -> Tensor:
             "context_weights must be [C] positive numbers with sum one, such as [0.5, 0.5]: leave a follower of weight 0 out"
         )
     return weights
+
+
+def _followers(world: TabularWorld) -> list[float] | None:
+    return None if world.context_weights is None else world.context_weights.tolist()
 
 
 def _check_discount(discount: float) -> float:

@@ -32,6 +32,7 @@ __all__ = [
     "gradients",
     "matvec",
     "policy_transition",
+    "policy_value",
     "push_forward",
     "solve_transposed",
     "split_flat",
@@ -172,6 +173,21 @@ def solve_transposed(factor: Factor, right: Tensor, *, transposed: bool = True) 
     """(I − γP_π)^{-T} b, or (I − γP_π)^{-1} b with ``transposed=False``: [B, S] → [B, S]. Cost: O(S²)."""
     solved: Tensor = torch.linalg.lu_solve(factor.lu, factor.pivots, right.unsqueeze(-1), adjoint=transposed)
     return solved.squeeze(-1)
+
+
+def policy_value(mdp: MDP, policy: Tensor, factor: Factor | None = None) -> Tensor:
+    """V^π = (I − γP_π)⁻¹ (Σ_a π⊙r − τΩ(π)), the soft value of a policy that need not be optimal.
+
+    Args:
+        policy: [B, S, A].
+        factor: the LU of I − γP_π, where there is one.
+
+    Returns:
+        [B, S]. Cost: O(SA + S²), and O(S²A + S³) where there is no factor.
+    """
+    factor = factorize(mdp, policy) if factor is None else factor
+    gained = (policy * mdp.reward).sum(-1) - mdp.regularizer.penalty(policy)
+    return solve_transposed(factor, gained, transposed=False)
 
 
 def adjoint(mdp: MDP, policy: Tensor, cotangent: Tensor, factor: Factor | None = None) -> Tensor:

@@ -26,7 +26,8 @@ class Entry(NamedTuple):
     """Whether ``gym.make_vec`` solves many of them as one batch; the module then has ``<function>_vector`` too."""
 
 
-_TABULAR_AGENTS = ("m_sobirl", "exact")
+_TABULAR_AGENTS = ("m_sobirl", "exact", "pbrl", "parl")
+_STEEP_AGENTS = ("exact", "m_sobirl", "pbrl", "parl")
 _PREFERENCE_AGENTS = ("sobirl", "drlhf")
 
 CATALOGUE: dict[str, Entry] = {
@@ -41,7 +42,7 @@ CATALOGUE: dict[str, Entry] = {
         "bilevel_gym.envs.four_rooms:four_rooms_incentive",
         100,
         "charges on the cells of four rooms steer two followers through a marked cell, exact",
-        agents=("exact", "m_sobirl"),
+        agents=_STEEP_AGENTS,
         batched=True,
     ),
     "bilevel/RewardShaping-v0": Entry(
@@ -69,14 +70,14 @@ CATALOGUE: dict[str, Entry] = {
         "bilevel_gym.envs.stackelberg_game:stackelberg_game",
         100,
         "a leader's mixed policy against a soft best response; x moves rewards and transitions, exact",
-        agents=("exact", "m_sobirl"),
+        agents=_STEEP_AGENTS,
         batched=True,
     ),
     "bilevel/ContractDesign-v0": Entry(
         "bilevel_gym.envs.contract_design:contract_design",
         100,
         "payments for outcomes to an agent whose actions are hidden, a binary decision tree, exact",
-        agents=("exact", "m_sobirl"),
+        agents=_STEEP_AGENTS,
         batched=True,
     ),
     "bilevel/PendulumPreference-v0": Entry(

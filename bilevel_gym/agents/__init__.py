@@ -4,7 +4,7 @@ from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, 
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent, Optimizer
 from bilevel_gym.agents.loop import Agent, Callback
-from bilevel_gym.agents.recipes import drlhf, exact, m_sobirl, sobirl
+from bilevel_gym.agents.recipes import drlhf, exact, m_sobirl, parl, pbrl, sobirl
 from bilevel_gym.agents.runs import Run, RunSpec
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "evaluate_policy",
     "exact",
     "m_sobirl",
+    "parl",
+    "pbrl",
     "sobirl",
     "together",
 ]

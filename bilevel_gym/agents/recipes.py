@@ -10,10 +10,11 @@ import torch
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
-from bilevel_gym.hypergradients import Exact, Implicit, ScoreFunction
+from bilevel_gym.hypergradients import Exact, Implicit, Penalty, ScoreFunction, SecondOrder
+from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 
-__all__ = ["drlhf", "exact", "m_sobirl", "sobirl"]
+__all__ = ["drlhf", "exact", "m_sobirl", "parl", "pbrl", "sobirl"]
 
 
 def exact(env: OuterEnv, *, learning_rate: float = 8e-3) -> HypergradientAgent:
@@ -42,6 +43,49 @@ def m_sobirl(
         adjoint_steps: steps on w in each outer iteration.
     """
     return HypergradientAgent(env, Implicit(step_size, initial, adjoint_steps), partial(GradientDescent, lr=learning_rate))
+
+
+def pbrl(
+    env: OuterEnv,
+    *,
+    learning_rate: float = 8e-3,
+    kind: Kind = "value",
+    penalty: float = 10.0,
+    growth: float = 0.0,
+    policy_learning_rate: float = 1.0,
+    policy_steps: int = 1,
+) -> HypergradientAgent:
+    """PBRL (Shen, Yang, Chen, ICML 2024), re-implemented: ``hypergradients.Penalty`` and gradient descent (mathematics §7).
+
+    x and a policy of the agent's own descend F_λ = f + λ·penalty; the environment's response enters through the penalty alone.
+
+    Args:
+        env: a tabular outer environment.
+        learning_rate: of x.
+        kind: the ``"value"`` or the ``"bellman"`` penalty.
+        penalty: λ.
+        growth: by what share of λ it grows each upper step; 0 keeps it constant, as the paper does.
+        policy_learning_rate: η; the own policy's logits move by η/λ times the gradient of F_λ.
+        policy_steps: steps of the own policy in each upper step.
+    """
+    estimator = Penalty(kind, penalty=penalty, growth=growth, policy_learning_rate=policy_learning_rate, policy_steps=policy_steps)
+    return HypergradientAgent(env, estimator, partial(GradientDescent, lr=learning_rate))
+
+
+def parl(
+    env: OuterEnv, *, learning_rate: float = 8e-3, damping: float = 1e-6, iterations: int = 100, tolerance: float = 1e-8
+) -> HypergradientAgent:
+    """PARL (Chakraborty et al., ICLR 2024), re-implemented: ``hypergradients.SecondOrder`` and gradient descent (mathematics §7).
+
+    Args:
+        env: a tabular outer environment.
+        learning_rate: of x.
+        damping: δ, added to the negative Hessian in the logits.
+        iterations: of conjugate gradients in each upper step, at most.
+        tolerance: on their relative residual.
+    """
+    estimator = SecondOrder(damping=damping, iterations=iterations, tolerance=tolerance)
+    return HypergradientAgent(env, estimator, partial(GradientDescent, lr=learning_rate))
 
 
 def sobirl(

@@ -3,7 +3,22 @@
 from bilevel_gym.hypergradients.critics import Critic, GivenCritic, RidgeCritic, TableCritic
 from bilevel_gym.hypergradients.exact import Exact
 from bilevel_gym.hypergradients.implicit import Implicit
+from bilevel_gym.hypergradients.penalty import Penalty, PenaltyState
 from bilevel_gym.hypergradients.per_problem import PerProblem
 from bilevel_gym.hypergradients.score_function import ScoreFunction, ScoreState
+from bilevel_gym.hypergradients.second_order import SecondOrder
 
-__all__ = ["Critic", "Exact", "GivenCritic", "Implicit", "PerProblem", "RidgeCritic", "ScoreFunction", "ScoreState", "TableCritic"]
+__all__ = [
+    "Critic",
+    "Exact",
+    "GivenCritic",
+    "Implicit",
+    "Penalty",
+    "PenaltyState",
+    "PerProblem",
+    "RidgeCritic",
+    "ScoreFunction",
+    "ScoreState",
+    "SecondOrder",
+    "TableCritic",
+]

@@ -80,6 +80,13 @@ CATALOGUE: dict[str, Entry] = {
         agents=_STEEP_AGENTS,
         batched=True,
     ),
+    "bilevel/RobotNavigation-v0": Entry(
+        "bilevel_gym.envs.robot_navigation:robot_navigation",
+        100,
+        "a cost map for a robot's planner among obstacles, judged by path length, energy and collisions, exact",
+        agents=_STEEP_AGENTS,
+        batched=True,
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

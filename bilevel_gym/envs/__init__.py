@@ -10,6 +10,7 @@ from bilevel_gym.envs.preference import PRESETS, Preset, gym_preference
 from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
 from bilevel_gym.envs.rendering import grid_picture, policy_picture
 from bilevel_gym.envs.reward_shaping import reward_shaping
+from bilevel_gym.envs.robot_navigation import drive_cost, robot_navigation
 from bilevel_gym.envs.stackelberg_game import MarkovGame, draw_markov_game, stackelberg_game
 from bilevel_gym.envs.vector_env import BilevelVectorEnv, Member, VectorOracle
 
@@ -29,6 +30,7 @@ __all__ = [
     "draw_contract_tree",
     "draw_markov_game",
     "draw_random_mdp",
+    "drive_cost",
     "four_rooms_incentive",
     "grid_picture",
     "gym_preference",
@@ -37,5 +39,6 @@ __all__ = [
     "random_mdp",
     "reward_null_space",
     "reward_shaping",
+    "robot_navigation",
     "stackelberg_game",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, log, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "as_table",
     "backup",
     "conjugate_gradient",
+    "draw_horizons",
     "draw_seed",
     "expect_next",
     "factorize",
@@ -95,6 +96,24 @@ def stack_functions(functions: Sequence[Callable[[Tensor], Tensor]]) -> Callable
             "different functions of x make no batch: write them as numerics.TableFunction(function, tables) with one function, or use vectorization_mode='sync'"
         )
     return TableFunction(first.function, tuple(torch.stack(tables) for tables in zip(*(f.tables for f in functions), strict=True)))  # type: ignore[attr-defined]
+
+
+def draw_horizons(count: int, discount: float, generator: torch.Generator) -> Tensor:
+    """Numbers of steps T + 1 with P(T ≥ t) = γ^{t/2}: T ~ Geom(1 − √γ) from 0 (mathematics §7, HPGD).
+
+    Σ_{t≤T} γ^{t/2} r_t then has the mean of the endless Σ_t γ^t r_t, and is bounded by max|r|/(1 − √γ) however late T is.
+
+    Args:
+        count: how many.
+        discount: γ in [0, 1).
+        generator: the source of the draws.
+
+    Returns:
+        [count] int64, 1 or more.
+    """
+    waiting = torch.empty(count, dtype=torch.float64, device=generator.device).exponential_(generator=generator)
+    rate = inf if discount == 0.0 else -0.5 * log(discount)
+    return (waiting / rate).long() + 1
 
 
 def expect_next(transition: Tensor, value: Tensor) -> Tensor:

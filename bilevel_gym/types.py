@@ -19,6 +19,7 @@ from torch import Tensor
 
 __all__ = [
     "MDP",
+    "Branching",
     "Budget",
     "Estimator",
     "Evaluation",
@@ -256,6 +257,28 @@ class World(Protocol):
         ...
 
 
+@runtime_checkable
+class Branching(Protocol):
+    """What a world has beyond ``World`` where play can go on from any state that was visited."""
+
+    def branch(
+        self, policy: Any, states: Tensor, *, steps: Tensor, generator: torch.Generator, actions: Tensor | None = None
+    ) -> Trajectory:
+        """Play ``policy`` from given states, many continuations in one batch.
+
+        Args:
+            policy: the same kind as ``rollout`` takes.
+            states: [N] or [N, *observation] where each continuation begins.
+            steps: [N] int64, how many steps each takes, 1 or more.
+            generator: the source of the draws; continuations are independent of each other.
+            actions: [N] or [N, *action] what each plays first; None draws that from the policy, too.
+
+        Returns:
+            [N, T], T the largest of ``steps``; not ``alive`` past the episode's end or one's own number of steps.
+        """
+        ...
+
+
 class TabularWorldLike(World, Protocol):
     """A world whose transition probabilities are known."""
 
@@ -469,6 +492,10 @@ class Oracle(Protocol):
 
     def rollout(self, policy: Any, *, trajectories: int, steps: int) -> Trajectory:
         """More trajectories of a policy."""
+        ...
+
+    def branch(self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None) -> Trajectory:
+        """Continuations of a policy from given states, on worlds that are ``Branching``."""
         ...
 
 

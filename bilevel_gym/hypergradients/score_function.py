@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -10,18 +10,25 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients.critics import Critic, RidgeCritic, TableCritic
-from bilevel_gym.numerics import adjoint, gradients
-from bilevel_gym.preferences import concatenate, take, window_sum
+from bilevel_gym.hypergradients.sensitivities import (
+    Continuations,
+    Window,
+    along_continuations,
+    carried,
+    one_step,
+    play_continuations,
+    resolvent,
+    spread,
+)
+from bilevel_gym.numerics import gradients
+from bilevel_gym.preferences import concatenate, take
 from bilevel_gym.regularizers import Shannon
-from bilevel_gym.types import Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, SampledObjective, Samples
+from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, SampledObjective, Samples
 
 __all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Window"]
 
-Sensitivity = Literal["exact", "one_step", "critic"]
+Sensitivity = Literal["exact", "one_step", "rollout", "critic"]
 """How ∇(Q − V) is estimated."""
-
-Window = Literal["reset", "frozen"]
-"""Over which steps scores are summed: from the reset on, or within the fragment, its start law held fixed."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,10 @@ class ScoreState:
     """Earlier fresh fragments, which L is fitted on."""
     weights: Tensor | None = None
     """[N, T] c_t of the current fresh trajectories."""
+    continuations: Continuations | None = field(default=None, metadata={"transient": True})
+    """ξ and ζ of the current fresh trajectories."""
     fresh: Samples | None = field(default=None, metadata={"transient": True})
-    """The samples that ``weights`` belong to."""
+    """The samples that ``weights`` and ``continuations`` belong to."""
     evaluations: int = 0
     """Evaluations seen."""
 
@@ -49,6 +58,9 @@ class ScoreFunction:
     * ``"critic"``: with L(s,a) the mean of l given a visit of (s,a), w_h = L(s_h,a_h) − E_π L(s_h,·) and c_t = w_t + γc_{t−1}, the
       term is τ⁻¹ E[Σ_t c_t r_x(s_t,a_t)] differentiated in x along the same trajectory: no branching, no second rollout. Unbiased
       with the true L; L is fitted on *earlier* fragments at the current x, never on those that it weights.
+    * ``"rollout"``: fresh continuations of π from (s_h, a_h) and from s_h, independent of the fragment; unbiased, as their lengths are
+      drawn so that nothing is cut off. It costs environment steps and a world that can be branched. The fragment's own future in
+      place of a fresh one is wrong, l is correlated with it; so that is not offered.
     * ``"one_step"``: r(s,a) − E_π r(s,·), the released code's choice: biased, it forgets what x does to the future.
     * ``None``: no implicit term at all, which is DRLHF (Christiano et al., 2017).
 
@@ -62,6 +74,8 @@ class ScoreFunction:
         batch: pairs of the queue for each ∇l; None takes the fresh ones.
         critic: the regressor of L; None takes a table on tabular worlds and ridge regression elsewhere.
         action_samples: K draws of π for E_π where actions are continuous.
+        branches: steps of each fragment that continuations are played from, uniformly drawn; None takes every step. For one response
+            they are played once, whatever the number of estimates.
         history: earlier fragments that L is fitted on, at most.
         clip: the implicit part is scaled down to at most this multiple of the direct part's norm, a guard against its variance, which
             grows as 1/(τ(1−γ)); None leaves it as it is. A clipped estimate is biased in length, not in the direction of its parts.
@@ -81,17 +95,18 @@ class ScoreFunction:
     batch: int | None = None
     critic: Critic | None = None
     action_samples: int = 8
+    branches: int | None = 1
     history: int = 512
     clip: float | None = None
     delay: int = 0
 
     def __post_init__(self) -> None:
-        if self.sensitivity not in ("exact", "one_step", "critic", None) or self.window not in ("reset", "frozen"):
+        if self.sensitivity not in ("exact", "one_step", "rollout", "critic", None) or self.window not in ("reset", "frozen"):
             raise InvalidProblem(
-                f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'critic' or None, window {self.window!r} 'reset' or 'frozen'"
+                f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'rollout', 'critic' or None, window {self.window!r} 'reset' or 'frozen'"
             )
-        if min(self.action_samples, self.history, 1 if self.batch is None else self.batch) < 1:
-            raise InvalidProblem("batch, action_samples and history must be positive")
+        if min(self.action_samples, self.history, *(1 if count is None else count for count in (self.batch, self.branches))) < 1:
+            raise InvalidProblem("batch, action_samples, branches and history must be positive")
         if self.delay < 0 or (self.clip is not None and not self.clip > 0):
             raise InvalidProblem(f"delay is {self.delay} and clip {self.clip}: they must not be negative; clip=None does not clip")
 
@@ -111,6 +126,8 @@ class ScoreFunction:
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.sensitivity == "exact" and not problem.tabular:
             return "sensitivity='exact' needs the transition probabilities; use 'critic'"
+        if self.sensitivity == "rollout" and not isinstance(problem.world, Branching):
+            return f"sensitivity='rollout' plays on from the middle of a trajectory, and {type(problem.world).__name__} has no branch(policy, states, …); use 'critic'"
         return None
 
     def init(self, oracle: Oracle) -> ScoreState:
@@ -147,40 +164,28 @@ class ScoreFunction:
     # ------------------------------------------------------------------------------------------ once for each response
 
     def _begin(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, state: ScoreState) -> ScoreState:
-        """Weigh the new trajectories by an L that has not seen them; they join the history afterwards."""
+        """Weigh the new trajectories by an L that has not seen them, they join the history afterwards; or branch off from them."""
+        state = ScoreState(state.history, fresh=fresh, evaluations=state.evaluations + 1)
+        if self.sensitivity == "rollout":
+            return replace(state, continuations=play_continuations(oracle, response.policy, fresh, self.window, self.branches))
         if self.sensitivity != "critic":
-            return ScoreState(fresh=fresh, evaluations=state.evaluations + 1)
+            return state
         if self.window == "reset" and bool((fresh.offset > 0).any()):
             raise UnsupportedProblem(
                 "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
             )
         weights = self._critic_weights(oracle, x, response, fresh, state.history)
         joined = fresh.fragments if state.history is None else concatenate(state.history, fresh.fragments)
-        return ScoreState(take(joined, slice(-self.history, None)), weights, fresh, state.evaluations + 1)
+        return replace(state, history=take(joined, slice(-self.history, None)), weights=weights)
 
     @torch.no_grad()
     def _critic_weights(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, history: Fragments | None) -> Tensor:
-        """c_t = w_t + γc_{t−1}, w the advantage of L summed over the fragments that cover the step: [N, T]."""
-        problem, played = oracle.problem, fresh.trajectories
+        problem, seen = oracle.problem, fresh.fragments if history is None else history
         critic: Critic = self.critic or (TableCritic() if problem.tabular else RidgeCritic())
-        seen = fresh.fragments if history is None else history
         loss = problem.objective.loss(problem, x, seen)
         # Without earlier fragments nothing has been learnt: l counts as constant, and L is flat.
-        fitted = critic.fit(problem, seen, loss if history is not None else torch.zeros_like(loss), oracle.generator)
-        states, actions = played.states.flatten(0, 1), played.actions.flatten(0, 1)
-        options, chances = problem.world.quadrature(response.policy, states, self.action_samples, oracle.generator)
-        repeated = states.expand(options.shape[0], *states.shape)
-        mean = (chances * critic.evaluate(fitted, repeated.flatten(0, 1), options.flatten(0, 1)).view(chances.shape)).sum(0)
-        advantage = (critic.evaluate(fitted, states, actions) - mean).view(played.alive.shape) * played.alive
-        length = fresh.fragments.alive.shape[-1]
-        cover = window_sum(
-            torch.ones_like(fresh.offset, dtype=advantage.dtype), fresh.origin, fresh.offset, fresh.offset + length, _shape(fresh)
-        )
-        carried, columns = torch.zeros_like(advantage[:, 0]), []
-        for column in (cover * advantage).unbind(1):
-            carried = column + problem.world.discount * carried
-            columns.append(carried)
-        return _centred(torch.stack(columns, 1))
+        loss = loss if history is not None else torch.zeros_like(loss)
+        return carried(problem, response.policy, fresh, seen, loss, critic, self.action_samples, oracle.generator)
 
     # ------------------------------------------------------------------------------------------ at each x
 
@@ -191,59 +196,23 @@ class ScoreFunction:
             assert state.weights is not None
             weights = state.weights * played.alive / scale
             return gradients(lambda leaf: (weights * problem.reward.along(leaf, played.states, played.actions)).sum(), x)[0]
-        visits = self._loss_weights(problem, x, fresh) * played.alive / scale
+        excess = _excess(problem, x, fresh)
+        if self.sensitivity == "rollout":
+            assert state.continuations is not None
+            return along_continuations(problem, x, state.continuations, excess / scale)
+        visits = spread(excess, fresh, self.window) * played.alive / scale
         if self.sensitivity == "exact":
-            return _resolvent(problem, x, response, fresh, visits)
-        return self._one_step(oracle, x, response, fresh, visits)
-
-    @torch.no_grad()
-    def _loss_weights(self, problem: Problem, x: Tensor, fresh: Samples) -> Tensor:
-        """(l − baseline) added to every step whose score counts for it: [N, T].
-
-        The baseline of a tuple is the mean l of the tuples that share no trajectory with it, 0 where there are none: any other mean is
-        correlated with the tuple's own scores, and would take a part of the gradient away.
-        """
-        loss = problem.objective.loss(problem, x, fresh.fragments)
-        apart = (fresh.origin[:, None, :, None] != fresh.origin[None, :, None, :]).flatten(2).all(-1).to(loss.dtype)
-        baseline = (apart @ loss) / apart.sum(-1).clamp_min(1.0)
-        last = fresh.offset + fresh.fragments.alive.shape[-1]
-        first = torch.zeros_like(fresh.offset) if self.window == "reset" else fresh.offset
-        return window_sum((loss - baseline)[:, None].expand_as(fresh.offset), fresh.origin, first, last, _shape(fresh))
-
-    def _one_step(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, visits: Tensor) -> Tensor:
-        """Σ visits · ∇( r(s,a) − E_π r(s,·) )."""
-        problem, played = oracle.problem, fresh.trajectories
-        states, actions = played.states.flatten(0, 1), played.actions.flatten(0, 1)
-        options, chances = problem.world.quadrature(response.policy, states, self.action_samples, oracle.generator)
-        repeated = states.expand(options.shape[0], *states.shape)
-
-        def surrogate(leaf: Tensor) -> Tensor:
-            mean = (chances * problem.reward.along(leaf, repeated, options)).sum(0)
-            total: Tensor = (visits.flatten() * (problem.reward.along(leaf, states, actions) - mean)).sum()
-            return total
-
-        return gradients(surrogate, x)[0]
+            return resolvent(problem, x, response, fresh, visits)
+        return one_step(problem, x, response.policy, fresh, visits, self.action_samples, oracle.generator)
 
 
-def _resolvent(problem: Problem, x: Tensor, response: Response, fresh: Samples, visits: Tensor) -> Tensor:
-    """Σ visits · ∇(Q* − V*) by one adjoint solve: the cotangent on Q is n − π Σ_a n, n the weighted visits of each (s, a)."""
-    assert response.value is not None
-    played, policy = fresh.trajectories, response.policy
-    cell = (played.states * policy.shape[-1] + played.actions).flatten()
-    table = torch.zeros(policy.numel(), dtype=visits.dtype, device=visits.device).index_add_(0, cell, visits.flatten()).view(policy.shape)
-    cotangent = table - policy * table.sum(-1, keepdim=True)
-    return problem.backup_vjp(x, response.value, adjoint(problem.at(x), policy, cotangent, response.factor))
+@torch.no_grad()
+def _excess(problem: Problem, x: Tensor, fresh: Samples) -> Tensor:
+    """l less its baseline, for each tuple: [M].
 
-
-def _centred(weights: Tensor) -> Tensor:
-    """c_nt less the mean over the *other* trajectories: the same as Σ c_nt (∇r_nt − mean of the others' ∇r_t).
-
-    E[c_t] = 0 whatever came before, so nothing is biased, and the noise along a constant shift of r, which moves no policy, cancels.
+    The baseline of a tuple is the mean l of the tuples that share no trajectory with it, 0 where there are none: any other mean is
+    correlated with the tuple's own scores, and would take a part of the gradient away.
     """
-    count = weights.shape[0]
-    return weights - (weights.sum(0) - weights) / (count - 1) if count > 1 else weights
-
-
-def _shape(fresh: Samples) -> tuple[int, int]:
-    count, steps = fresh.trajectories.alive.shape
-    return count, steps
+    loss: Tensor = problem.objective.loss(problem, x, fresh.fragments)
+    apart = (fresh.origin[:, None, :, None] != fresh.origin[None, :, None, :]).flatten(2).all(-1).to(loss.dtype)
+    return loss - (apart @ loss) / apart.sum(-1).clamp_min(1.0)

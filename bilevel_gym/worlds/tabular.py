@@ -146,6 +146,12 @@ class TabularWorld:
         rewards = [part.rewards for part in parts if part.rewards is not None]
         return Trajectory(states, actions, alive, torch.cat(rewards) if rewards else None, contexts)
 
+    def branch(
+        self, policy: Tensor, states: Tensor, *, steps: Tensor, generator: torch.Generator, actions: Tensor | None = None
+    ) -> Trajectory:
+        """Play a policy [S, A] from given states [N], with given first actions where there are any (see ``play_on``)."""
+        return play_on(self.transition, self.true_reward, policy, states, steps, generator, actions)
+
     def quadrature(self, policy: Tensor, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All actions with their probabilities, so that the mean over π is exact; ``count`` and ``generator`` are not used.
 
@@ -253,6 +259,16 @@ class ControlledWorld(TabularWorld):
             "P depends on x here, so a rollout is not defined by the policy alone; use the exact estimators for this world"
         )
 
+    def branch(
+        self, policy: Tensor, states: Tensor, *, steps: Tensor, generator: torch.Generator, actions: Tensor | None = None
+    ) -> Trajectory:
+        """Refused, as ``rollout`` is.
+
+        Raises:
+            InvalidProblem: always.
+        """
+        return self.rollout(policy, trajectories=len(states), steps=0, generator=generator)
+
 
 def play(
     transition: Tensor, start: Tensor, true_reward: Tensor | None, policy: Tensor, trajectories: int, steps: int, generator: torch.Generator
@@ -268,23 +284,62 @@ def play(
     Returns:
         [N, T] states and actions. Cost: O(T·N·S).
     """
-    if transition.ndim != 3 or policy.ndim != 2:
-        raise InvalidProblem("trajectories are drawn for one problem at a time, not for a batch: take one of them out")
-    count, actions, device = transition.shape[0], transition.shape[1], transition.device
+    _check_single(transition, policy)
+    states = torch.multinomial(start, trajectories, replacement=True, generator=generator)
+    return play_on(transition, true_reward, policy, states, steps, generator)
+
+
+def play_on(
+    transition: Tensor,
+    true_reward: Tensor | None,
+    policy: Tensor,
+    states: Tensor,
+    steps: int | Tensor,
+    generator: torch.Generator,
+    actions: Tensor | None = None,
+) -> Trajectory:
+    """Draw trajectories of a tabular policy from given states, all of them at once.
+
+    Args:
+        transition: [S, A, S], sub-stochastic rows end the episode.
+        true_reward: [S, A] or None.
+        policy: [S, A].
+        states: [N] where each begins.
+        steps: how many for all, or [N] for each; T is the largest.
+        generator: the source of the draws.
+        actions: [N] what each plays first; None draws that, too.
+
+    Returns:
+        [N, T] states and actions, not ``alive`` past the end of the episode or one's own number of steps. Cost: O(T·N·S).
+    """
+    _check_single(transition, policy)
+    count, choices = transition.shape[0], transition.shape[1]
     ended = 1.0 - transition.sum(-1, keepdim=True)
-    moves = torch.cat([transition, ended.clamp_min(0.0)], -1).reshape(count * actions, count + 1)
-    state = torch.multinomial(start, trajectories, replacement=True, generator=generator)
-    alive = torch.ones(trajectories, dtype=torch.bool, device=device)
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(steps):
-        action = torch.multinomial(policy[state], 1, generator=generator).squeeze(-1)
-        seen.append((state, action, alive))
-        following = torch.multinomial(moves[state * actions + action], 1, generator=generator).squeeze(-1)
+    moves = torch.cat([transition, ended.clamp_min(0.0)], -1).reshape(count * choices, count + 1)
+    limit = torch.as_tensor(steps, device=transition.device).expand(states.shape)
+    order = limit.argsort(descending=True, stable=True)  # those that still play are a prefix, and nothing is drawn for the others
+    playing = (limit[:, None] > torch.arange(int(limit.max()), device=limit.device)).sum(0).tolist()
+    shape = (len(states), len(playing))
+    visited, chosen = states.new_zeros(shape), states.new_zeros(shape)
+    living = torch.zeros(shape, dtype=torch.bool, device=states.device)
+    state, alive = states[order], torch.ones_like(living[:, 0])
+    for time, number in enumerate(playing):
+        state, alive = state[:number], alive[:number]
+        first = actions[order] if actions is not None and time == 0 else None
+        action = torch.multinomial(policy[state], 1, generator=generator).squeeze(-1) if first is None else first
+        visited[:number, time], chosen[:number, time], living[:number, time] = state, action, alive
+        following = torch.multinomial(moves[state * choices + action], 1, generator=generator).squeeze(-1)
         alive = alive & (following < count)
         state = torch.where(alive, following, state)
-    states, chosen, living = (torch.stack(column, 1) for column in zip(*seen, strict=True))
-    rewards = None if true_reward is None else true_reward[states, chosen] * living
-    return Trajectory(states, chosen, living, rewards)
+    back = order.argsort()
+    visited, chosen, living = visited[back], chosen[back], living[back]
+    rewards = None if true_reward is None else true_reward[visited, chosen] * living
+    return Trajectory(visited, chosen, living, rewards)
+
+
+def _check_single(transition: Tensor, policy: Tensor) -> None:
+    if transition.ndim != 3 or policy.ndim != 2:
+        raise InvalidProblem("trajectories are drawn for one problem at a time, not for a batch: take one of them out")
 
 
 def _check_rows(transition: Tensor, termination: Tensor) -> None:

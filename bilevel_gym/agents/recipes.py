@@ -105,7 +105,8 @@ def sobirl(
     Args:
         env: an outer environment whose objective is a mean over fragments, such as a preference task.
         learning_rate: of Adam.
-        sensitivity: how ∇(Q − V) is estimated; ``"critic"`` here, ``"one_step"`` in the released code (mathematics §5).
+        sensitivity: how ∇(Q − V) is estimated; ``"critic"`` here, ``"rollout"`` in the paper, ``"one_step"`` in the released code
+            (mathematics §5).
         window: ``"reset"`` is unbiased on fragments cut at the reset, ``"frozen"`` is for fragments cut anywhere.
         batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
         clip: the implicit part's norm at most, in multiples of the direct part's; None does not clip.

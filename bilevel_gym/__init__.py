@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         worlds,
     )
     from bilevel_gym.envs.bilevel_env import BilevelEnv
-    from bilevel_gym.problem import BilevelProblem
+    from bilevel_gym.problem import BilevelProblem, ConvexProblem
 
 __version__ = "0.1.0"
 
@@ -49,11 +49,16 @@ _MODULES = (
     "types",
     "worlds",
 )
-_NAMES = {"BilevelEnv": "bilevel_gym.envs.bilevel_env", "BilevelProblem": "bilevel_gym.problem"}
+_NAMES = {
+    "BilevelEnv": "bilevel_gym.envs.bilevel_env",
+    "BilevelProblem": "bilevel_gym.problem",
+    "ConvexProblem": "bilevel_gym.problem",
+}
 
 __all__ = [
     "BilevelEnv",
     "BilevelProblem",
+    "ConvexProblem",
     "__version__",
     "agents",
     "checkpoint",

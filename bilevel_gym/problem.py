@@ -1,4 +1,4 @@
-"""The mathematics of one bilevel problem, and nothing about how it is solved."""
+"""The mathematics of one bilevel problem, and nothing about how it is solved: over a decision problem, or over a convex function."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
-from bilevel_gym.types import MDP, Regularizer, RewardModel, UpperObjective, World
+from bilevel_gym.types import MDP, Domain, LowerFunction, Regularizer, RewardModel, UpperObjective, World
 
-__all__ = ["BilevelProblem", "stack"]
+__all__ = ["BilevelProblem", "ConvexProblem", "stack"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,19 @@ class BilevelProblem:
             )
 
     @property
+    def domain(self) -> Domain:
+        """Where x lives, which the reward model says."""
+        return self.reward
+
+    @property
     def dimension(self) -> int:
         """D."""
         return self.reward.dimension
+
+    @property
+    def sizes(self) -> list[int]:
+        """[D, S, A], with zeros where the world is no table."""
+        return [self.dimension, getattr(self.world, "states", 0), getattr(self.world, "actions", 0)]
 
     @property
     def tabular(self) -> bool:
@@ -103,6 +113,48 @@ class BilevelProblem:
     def _lower(self, gradient: Tensor) -> Tensor:
         """The sum over the followers, [B, C, D] → [B, D]."""
         return gradient if self.world.context_weights is None else gradient.sum(-2)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class ConvexProblem:
+    """min_x φ(x) = f(x, y*(x)) with y*(x) = argmin_y g(x, y), g strongly convex in y: the setting of AID (mathematics §7).
+
+    The follower is not an agent in a world but a minimiser, and a ``Response``'s ``policy`` holds y. f may be any objective with
+    ``value(problem, x, y)`` and ``gradient(problem, x, y)``, such as a subclass of ``objectives.ExplicitObjective``.
+
+    Args:
+        lower: g.
+        objective: f.
+        domain: the box of x, such as ``rewards.Box``.
+
+    Raises:
+        InvalidProblem: g does not give one number for each x and y.
+    """
+
+    lower: LowerFunction
+    objective: UpperObjective
+    domain: Domain
+
+    world = reward = regularizer = None
+    """There is no decision problem."""
+    tabular = False
+
+    def __post_init__(self) -> None:
+        low, high = self.domain.bounds
+        x = torch.as_tensor((low + high) / 2.0, dtype=self.domain.dtype, device=self.domain.device)
+        shape = tuple(self.lower.value(x, torch.zeros(self.lower.size, dtype=x.dtype, device=x.device)).shape)
+        if shape:
+            raise InvalidProblem(f"g(x, y) has shape {shape} for x [{self.dimension}] and y [{self.lower.size}]: it must be one number")
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.domain.dimension
+
+    @property
+    def sizes(self) -> list[int]:
+        """[D, n]."""
+        return [self.dimension, self.lower.size]
 
 
 def stack(problems: Sequence[BilevelProblem]) -> BilevelProblem:

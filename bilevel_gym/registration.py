@@ -87,6 +87,24 @@ CATALOGUE: dict[str, Entry] = {
         agents=_STEEP_AGENTS,
         batched=True,
     ),
+    "bilevel/QuadraticBilevel-v0": Entry(
+        "bilevel_gym.envs.quadratic_bilevel:quadratic_bilevel",
+        100,
+        "a strongly convex lower level with everything in closed form: x in R^10, y in R^20",
+        agents=("aid",),
+    ),
+    "bilevel/RidgeRegression-v0": Entry(
+        "bilevel_gym.envs.ridge_regression:ridge_regression",
+        100,
+        "the penalties of ridge regression, chosen on a validation set",
+        agents=("aid",),
+    ),
+    "bilevel/DataHyperCleaning-v0": Entry(
+        "bilevel_gym.envs.data_hyper_cleaning:data_hyper_cleaning",
+        100,
+        "digits with wrong labels: a weight for each training sample, chosen on a clean set",
+        agents=("aid",),
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

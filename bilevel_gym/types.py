@@ -21,14 +21,17 @@ __all__ = [
     "MDP",
     "Branching",
     "Budget",
+    "Domain",
     "Estimator",
     "Evaluation",
     "Factor",
     "Fragments",
     "Hypergradient",
+    "LowerFunction",
     "LowerSolver",
     "Memory",
     "Oracle",
+    "OuterProblem",
     "Policy",
     "Problem",
     "Regularizer",
@@ -125,13 +128,13 @@ class Response:
     """What the follower does about an x, with a certificate of how well."""
 
     policy: Any
-    """π: [B, S, A] probabilities on tabular worlds, a frozen ``Policy`` elsewhere; never a live network."""
+    """π: [B, S, A] probabilities on tabular worlds, a frozen ``Policy`` elsewhere; never a live network. y [B, n] where the lower level is a function g(x, y)."""
     value: Tensor | None = None
     """[B, S] V, where it exists."""
     q: Tensor | None = None
     """[B, S, A] Q, where it exists."""
     gap: Tensor = field(default_factory=lambda: torch.tensor(float("inf")))
-    """[B] an upper bound of the soft Bellman residual (over all contexts) ‖F(x,V) − V‖_∞, or the mean absolute soft TD error on a sampled batch; infinite before any solve."""
+    """[B] an upper bound of the soft Bellman residual (over all contexts) ‖F(x,V) − V‖_∞, or the mean absolute soft TD error on a sampled batch, or ‖∇_y g‖; infinite before any solve."""
     soft: bool = True
     """False where a foreign solver does not solve the regularized problem: the hyper-gradient formulas do not hold then."""
     steps: int = 0
@@ -321,8 +324,8 @@ class TabularWorldLike(World, Protocol):
         ...
 
 
-class RewardModel(Protocol):
-    """r_x: what x chooses."""
+class Domain(Protocol):
+    """Where x lives."""
 
     @property
     def dimension(self) -> int:
@@ -347,6 +350,10 @@ class RewardModel(Protocol):
     def initial(self, generator: torch.Generator) -> Tensor:
         """A random x to start from: [D]."""
         ...
+
+
+class RewardModel(Domain, Protocol):
+    """r_x: what x chooses."""
 
     def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """r_x at state-action pairs, differentiable in x: [...], [...] → [...]."""
@@ -411,22 +418,34 @@ class SampledObjective(UpperObjective, Protocol):
         ...
 
 
-class Problem(Protocol):
-    """The mathematics of one bilevel problem, and nothing about how it is solved; ``bilevel_gym.BilevelProblem`` is the class."""
+class LowerFunction(Protocol):
+    """g(x, y), twice differentiable and strongly convex in y: a lower level that is no decision problem."""
+
+    @property
+    def size(self) -> int:
+        """n, the number of entries of y."""
+        ...
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """g, differentiable in x and twice in y: [B, D], [B, n] → [B]."""
+        ...
+
+    def curvature(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(μ [B], L [B]) with 0 < μ and μI ≼ ∇²_yy g(x, ·) ≼ LI."""
+        ...
+
+
+class OuterProblem(Protocol):
+    """What the outer environment asks of a problem, whatever its lower level is."""
+
+    @property
+    def domain(self) -> Domain:
+        """Where x lives."""
+        ...
 
     @property
     def world(self) -> Any:
-        """A ``World``."""
-        ...
-
-    @property
-    def reward(self) -> Any:
-        """A ``RewardModel``."""
-        ...
-
-    @property
-    def regularizer(self) -> Regularizer:
-        """τΩ."""
+        """A ``World``; None where the lower level is a function."""
         ...
 
     @property
@@ -442,6 +461,25 @@ class Problem(Protocol):
     @property
     def dimension(self) -> int:
         """D."""
+        ...
+
+    @property
+    def sizes(self) -> list[int]:
+        """D, and then the sizes of the lower level: what a saved state must agree with."""
+        ...
+
+
+class Problem(OuterProblem, Protocol):
+    """The mathematics of one bilevel problem, and nothing about how it is solved; ``bilevel_gym.BilevelProblem`` is the class."""
+
+    @property
+    def reward(self) -> Any:
+        """A ``RewardModel``."""
+        ...
+
+    @property
+    def regularizer(self) -> Regularizer:
+        """τΩ."""
         ...
 
     def at(self, x: Tensor) -> MDP:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bilevel_gym import BilevelEnv, BilevelProblem
+from bilevel_gym import BilevelEnv, BilevelProblem, ConvexProblem
 from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, QuadraticObjective, ReturnObjective
 from bilevel_gym.regularizers import Shannon
-from bilevel_gym.rewards import LinearReward, QuadraticReward
+from bilevel_gym.rewards import Box, LinearReward, QuadraticReward
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.worlds import ControlledWorld, TabularWorld
 
@@ -161,3 +161,35 @@ def returns(seed, *, contexts=True, horizon=7, discount=None, elsewhere=False, e
     )
     own = controlled_contexts(seed, followers=followers).world if controlled else world(0.8)
     return BilevelProblem(own, LinearReward(rng.standard_normal((*axes, states, actions, dimension))), Shannon(0.4), objective)
+
+
+class Curved:
+    """g(x, y) = logsumexp(Ky + Wx) + ½ Σ (1 + e^{−(Vx)_j}) y_j²: strongly convex in y, and no quadratic."""
+
+    def __init__(self, rng, size, dimension):
+        self.size = size
+        self.k, self.w, self.v = (torch.as_tensor(rng.standard_normal(shape)) for shape in ((6, size), (6, dimension), (size, dimension)))
+
+    def value(self, x, y):
+        """One number for each x and y."""
+        penalty = 1 + torch.exp(-0.5 * x @ self.v.mT)
+        return torch.logsumexp(y @ self.k.mT + x @ self.w.mT, -1) + 0.5 * (penalty * y**2).sum(-1)
+
+    def curvature(self, x):
+        """The Hessian of logsumexp is below ½I."""
+        penalty = 1 + torch.exp(-0.5 * x @ self.v.mT)
+        return penalty.amin(-1), penalty.amax(-1) + 0.5 * torch.linalg.matrix_norm(self.k, 2) ** 2
+
+
+class Tilted(ExplicitObjective):
+    """An f(x, y) with mixed derivatives of every kind."""
+
+    def value(self, problem, x, policy):
+        """sin of y, weighted, times a function of x."""
+        weights = torch.linspace(0.3, 1.7, policy.shape[-1], dtype=policy.dtype)
+        return (torch.sin(2 * policy) * weights).sum(-1) * (1 + 0.2 * x.sum(-1)) + 0.1 * (x**3).sum(-1)
+
+
+def convex(seed, *, size=5, dimension=3):
+    """A strongly convex lower level without a closed form, and an upper objective that depends on x directly too."""
+    return ConvexProblem(Curved(np.random.default_rng(seed), size, dimension), Tilted(), Box(dimension, 5.0))

@@ -13,7 +13,7 @@ def run(code):
 
 def test_import_registers_and_loads_nothing_heavy():
     """`import bilevel_gym` is what every script pays: torch and the simulators must wait until they are asked for."""
-    heavy = "('torch', 'mujoco', 'ale_py', 'pettingzoo', 'matplotlib', 'stable_baselines3', 'scipy')"
+    heavy = "('torch', 'mujoco', 'ale_py', 'pettingzoo', 'matplotlib', 'stable_baselines3', 'scipy', 'sklearn')"
     found = run(
         f"import sys, bilevel_gym, gymnasium; print([m for m in {heavy} if m in sys.modules], 'bilevel/RandomMDP-v0' in gymnasium.registry)"
     )

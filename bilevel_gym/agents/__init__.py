@@ -4,7 +4,7 @@ from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, 
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent, Optimizer
 from bilevel_gym.agents.loop import Agent, Callback
-from bilevel_gym.agents.recipes import drlhf, exact, m_sobirl, parl, pbrl, sobirl
+from bilevel_gym.agents.recipes import aid, drlhf, exact, m_sobirl, parl, pbrl, sobirl
 from bilevel_gym.agents.runs import Run, RunSpec
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "RunSpec",
     "StopOnSignal",
     "TensorBoardLogger",
+    "aid",
     "drlhf",
     "evaluate_env",
     "evaluate_policy",

@@ -84,7 +84,7 @@ def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0) -> list[
     world: Any = env.problem.world
     if hasattr(world, "horizon") and hasattr(world, "uniform"):
         for name, policy in (("learned", env.response.policy), ("random", world.uniform())):
-            generator = torch.Generator(device=env.problem.reward.device).manual_seed(seed)
+            generator = torch.Generator(device=env.problem.domain.device).manual_seed(seed)
             mean, error = evaluate_policy(world, policy, episodes=episodes, generator=generator)
             found.append(Measurement(f"true return, {name} policy", mean, error, f"{episodes} episodes of {world.horizon} steps"))
     return found
@@ -93,7 +93,8 @@ def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0) -> list[
 @torch.no_grad()
 def _solved(env: BilevelEnv) -> list[Measurement]:
     """f and ‖∇φ‖ at π*(x), by Newton's method and one adjoint solve."""
-    problem, x, solver = env.problem, env.x, SoftPolicyIteration()
+    problem: Any = env.problem
+    x, solver = env.x, SoftPolicyIteration()
     assert x is not None
     response = solver.solve(problem, x)
     objective: Any = problem.objective

@@ -79,9 +79,9 @@ class HypergradientAgent(Agent):
         self.updates_per_step, self.warmup_updates = updates_per_step, warmup_updates
         self.x_updates = 0
         self.hypergradient: Hypergradient | None = None
-        reward = bilevel.problem.reward
-        self.x = torch.zeros(*count, bilevel.problem.dimension, dtype=reward.dtype, device=reward.device)
-        low, high = reward.bounds
+        domain = bilevel.problem.domain
+        self.x = torch.zeros(*count, domain.dimension, dtype=domain.dtype, device=domain.device)
+        low, high = domain.bounds
         self._low, self._high = (torch.as_tensor(side, dtype=self.x.dtype, device=self.x.device) for side in (low, high))
         self.optimizer = optimizer([self.x])
         self._estimator_state: Any = None

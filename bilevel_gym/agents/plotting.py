@@ -27,6 +27,10 @@ _TITLES = {
     "learned_return": "return under the learned reward",
     "accuracy_fresh": "accuracy on fresh pairs",
     "accuracy_held_out": "accuracy on held-out pairs",
+    "distance": "distance of x from the optimum",
+    "test_r2": "variance explained on the test set",
+    "test_accuracy": "accuracy on the test set",
+    "separation": "right labels above wrong ones",
 }
 _AXES = {"upper_step": "upper steps", "lower_step": "lower steps", "env_steps": "environment steps", "comparisons": "comparisons"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")  # Okabe and Ito's: told apart by everybody
@@ -66,7 +70,7 @@ def plot_runs(
         folders: of the runs.
         output: where to write the picture (the suffix says how: ``.png``, ``.pdf``, ``.svg``); None writes nothing.
         metrics: columns of ``metrics.csv``; by default the objective, and the gradient norm or, where it was measured, the true
-            return and the accuracies.
+            return and the accuracies; what tasks with test sets or a known optimum report comes with the gradient norm.
         over: the horizontal axis: ``"upper_step"``, ``"env_steps"`` or another counter.
 
     Returns:
@@ -136,7 +140,7 @@ def _default_metrics(known: list[str]) -> list[str]:
     usual = (
         ["objective", "true_return", "accuracy_fresh", "accuracy_held_out"]
         if "true_return" in known
-        else ["objective", "norm_hypergradient"]
+        else ["objective", "norm_hypergradient", "distance", "test_r2", "test_accuracy", "separation"]
     )
     return [name for name in usual if name in known]
 
@@ -153,7 +157,7 @@ def _dress(panel: Axes, name: str, over: str, curves: list[np.ndarray]) -> None:
     panel.set_xlabel(_AXES.get(over, over.replace("_", " ")), fontsize=9, color=_GREY)
     panel.set_ylabel(name, fontsize=9, color=_GREY)
     values = np.concatenate(curves)
-    if (name.startswith("norm_") or name == "gap") and bool((values[np.isfinite(values)] > 0).all()):
+    if (name.startswith("norm_") or name in ("gap", "distance")) and bool((values[np.isfinite(values)] > 0).all()):
         panel.set_yscale("log")
     if name.startswith("accuracy"):
         panel.axhline(0.5, color=_GREY, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)  # what guessing reaches

@@ -10,11 +10,27 @@ import torch
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
-from bilevel_gym.hypergradients import Exact, Implicit, Penalty, ScoreFunction, SecondOrder
+from bilevel_gym.hypergradients import AID, Exact, Implicit, Penalty, ScoreFunction, SecondOrder
 from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 
-__all__ = ["drlhf", "exact", "m_sobirl", "parl", "pbrl", "sobirl"]
+__all__ = ["aid", "drlhf", "exact", "m_sobirl", "parl", "pbrl", "sobirl"]
+
+
+def aid(env: OuterEnv, *, learning_rate: float = 1.0, iterations: int = 20, tolerance: float = 1e-10) -> HypergradientAgent:
+    """AID, the vanilla update for a strongly convex lower level: ``hypergradients.AID`` and gradient descent (mathematics §7).
+
+    x⁺ = x − β(∇_x f − ∇²_{xy}g [∇²_{yy}g]⁻¹ ∇_y f). With ``solvers.GradientDescentSolver(steps=N)`` as the environment's solver this
+    is AID-BiO (Ji, Yang, Liang, ICML 2021): ``env.step`` takes the N inner gradient steps, the estimator carries the solution of the
+    linear system from one outer iteration to the next.
+
+    Args:
+        env: an outer environment whose lower level is a function, such as ``bilevel/QuadraticBilevel-v0``.
+        learning_rate: β.
+        iterations: conjugate-gradient steps of an estimate at most.
+        tolerance: of the linear system, relative.
+    """
+    return HypergradientAgent(env, AID(iterations, tolerance), partial(GradientDescent, lr=learning_rate))
 
 
 def exact(env: OuterEnv, *, learning_rate: float = 8e-3) -> HypergradientAgent:

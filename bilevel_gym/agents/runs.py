@@ -261,7 +261,7 @@ def _check_options(kind: str, function: Callable[..., Any], kwargs: Mapping[str,
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("bilevel-gym", "gymnasium", "numpy", "torch", "mujoco", "ale-py"):
+    for package in ("bilevel-gym", "gymnasium", "numpy", "torch", "mujoco", "ale-py", "scikit-learn"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

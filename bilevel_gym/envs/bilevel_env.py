@@ -15,8 +15,7 @@ from bilevel_gym.envs.boundary import Observation, action_space, observation_spa
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
 from bilevel_gym.errors import CheckpointError, InvalidProblem
-from bilevel_gym.problem import BilevelProblem
-from bilevel_gym.types import Evaluation, LowerSolver, Response
+from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Response
 
 __all__ = ["BilevelEnv"]
 
@@ -28,6 +27,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     looks at its policy, and returns −f. The episode is an outer horizon: it never terminates, and is truncated by a ``TimeLimit``.
 
     Observation: a dict of ``objective`` [1] and ``gap`` [1], and on tabular worlds of ``x`` [D] and ``policy`` [S·A] (with contexts [C·S·A]).
+    The lower level may also be a function of y (``ConvexProblem``): ``x`` is observed and y is not.
 
     Reset options: ``{"x": x}`` starts there; ``{"x": x, "keep": True}`` goes on with response, memory and generators as they are, and
     is what agents use when an episode is truncated. ``reset(seed)`` draws the instance anew, ``reset()`` keeps it; both are cold.
@@ -36,26 +36,26 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     Args:
         problem: a problem, or a function that draws one from a NumPy generator.
         solver: how the follower learns.
-        initial_x: [D] where every cold reset starts; None draws it from the reward model.
+        initial_x: [D] where every cold reset starts; None draws it from the problem's domain.
         solve_on_reset: whether a cold reset solves at the first x, or leaves the follower as it starts (uniform, V = 0).
-        render_mode: ``"rgb_array"`` (a picture of the policy) or ``"ansi"``.
+        render_mode: ``"rgb_array"`` (a picture) or ``"ansi"``.
 
     Raises:
-        InvalidProblem: ``initial_x`` does not fit the reward model.
+        InvalidProblem: ``initial_x`` does not fit the domain of x.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
 
-    problem: BilevelProblem
+    problem: OuterProblem
     """The problem that is being solved."""
-    draw: Callable[[np.random.Generator], BilevelProblem] | None
+    draw: Callable[[np.random.Generator], OuterProblem] | None
     """What draws the instance of each ``reset(seed=…)``; None where the instance is always the same."""
     solver: LowerSolver
     """How the follower learns."""
 
     def __init__(
         self,
-        problem: BilevelProblem | Callable[[np.random.Generator], BilevelProblem],
+        problem: OuterProblem | Callable[[np.random.Generator], OuterProblem],
         solver: LowerSolver,
         *,
         initial_x: Any = None,
@@ -64,9 +64,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InvalidProblem(f"render_mode is {render_mode!r}: choose one of {self.metadata['render_modes']}, or None")
-        self.draw = problem if not isinstance(problem, BilevelProblem) else None
+        self.draw = problem if callable(problem) else None
         self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
-        self.problem = problem if isinstance(problem, BilevelProblem) else problem(np.random.default_rng(0))
+        self.problem = problem(np.random.default_rng(0)) if callable(problem) else problem
         if self.problem.tabular and _is_batch(self.problem.world):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
@@ -74,12 +74,11 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.solver = solver
         self.solve_on_reset = solve_on_reset
         self.render_mode = render_mode
-        reward = self.problem.reward
         self.action_space = action_space(self.problem)
         self._initial_x = None if initial_x is None else self._as_x(initial_x)
         self.observation_space: gym.Space[Any] = observation_space(self.problem, self.action_space)
         self.counters = Counters()
-        self._generator, self._aside = (torch.Generator(device=reward.device) for _ in range(2))
+        self._generator, self._aside = (torch.Generator(device=self.problem.domain.device) for _ in range(2))
         self._x: Tensor | None = None
         self._response: Response | None = None
         self._evaluation: Evaluation | None = None
@@ -175,14 +174,12 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         return self._observe(), -float(self.evaluation.value), False, False, self._info()
 
     def render(self) -> Any:
-        """A picture [height, width, 3] of the policy (on maps with the reward below it), or a line of text."""
+        """A picture [height, width, 3] of the policy (on maps with the reward below it; of x and y where the lower level is a function), or a line of text."""
         if self.render_mode == "ansi":
             return f"step {self.counters.upper_step}: objective {float(self.evaluation.value):.6g}, gap {float(self.response.gap):.3g}"
         if self.render_mode == "rgb_array":
-            if self.problem.tabular:
-                assert self._x is not None
-                return picture(self.problem, self._x, self.response.policy)
-            return self.problem.world.picture(self.response.policy)  # type: ignore[attr-defined]
+            assert self._x is not None
+            return picture(self.problem, self._x, self.response.policy)
         return None
 
     # ------------------------------------------------------------------------------------------ state
@@ -190,7 +187,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     def get_state(self) -> dict[str, Any]:
         """The whole nest as plain data: x, response with the solver's warm start, memory, generators, counters and the instance."""
         return {
-            "sizes": self._sizes,
+            "sizes": self.problem.sizes,
             "drawn_from": checkpoint.pack(self._generator_from(self._drawn_from)),
             **{
                 name: checkpoint.pack(value)
@@ -216,9 +213,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         names = ("drawn_from", "np_random", "generator", "aside", "counters", "x", "response", "evaluation", "memory")
         if missing := {"sizes", *names} - set(state):
             raise CheckpointError(f"the state lacks {sorted(missing)}: it is not one of an outer environment, or of another release")
-        if list(state["sizes"]) != self._sizes:
+        if list(state["sizes"]) != self.problem.sizes:
             raise CheckpointError(
-                f"the state is of sizes (dimension, states, actions) = {state['sizes']}, this environment has {self._sizes}: build it with the same arguments"
+                f"the state is of sizes {state['sizes']} (the dimension of x, then those of the lower level), this environment has {self.problem.sizes}: build it with the same arguments"
             )
         restored = {name: checkpoint.unpack(state[name]) for name in names}
         self._drawn_from = restored["drawn_from"].bit_generator.state
@@ -230,7 +227,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
 
     def first_x(self, generator: torch.Generator) -> Tensor:
         """Where a cold reset starts: ``initial_x``, or a draw from the reward model. [D]."""
-        return self.problem.reward.initial(generator) if self._initial_x is None else self._initial_x.clone()
+        return self.problem.domain.initial(generator) if self._initial_x is None else self._initial_x.clone()
 
     def close(self) -> None:
         """Close the simulators, if there are any."""
@@ -238,11 +235,6 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         for owner in owners:
             if hasattr(owner, "close"):
                 owner.close()
-
-    @property
-    def _sizes(self) -> list[int]:
-        world = self.problem.world
-        return [self.problem.dimension, getattr(world, "states", 0), getattr(world, "actions", 0)]
 
     @staticmethod
     def _generator_from(state: Mapping[str, Any]) -> np.random.Generator:
@@ -254,7 +246,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
 
     def _as_x(self, action: Any) -> Tensor:
         assert isinstance(self.action_space, gym.spaces.Box)
-        return read_x(action, self.action_space, self.problem.reward.device)
+        return read_x(action, self.action_space, self.problem.domain.device)
 
     def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
         if self._x is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidAction
-from bilevel_gym.types import Evaluation, Problem, Response
+from bilevel_gym.types import Evaluation, OuterProblem, Response
 
 __all__ = ["LARGEST", "Observation", "action_space", "observation_space", "observe", "read_x"]
 
@@ -20,36 +20,38 @@ LARGEST = 1e9
 """Objective and gap are clipped to this magnitude in observations, whose bounds must be finite; ``info`` has them unclipped."""
 
 
-def action_space(problem: Problem) -> gym.spaces.Box:
-    """The box of x, as the reward model gives it: [D], float64 on tables and float32 for networks."""
-    low, high = problem.reward.bounds
-    dtype: Any = np.float64 if problem.reward.dtype == torch.float64 else np.float32
+def action_space(problem: OuterProblem) -> gym.spaces.Box:
+    """The box of x, as the problem's domain gives it: [D], float64 on tables and float32 for networks."""
+    low, high = problem.domain.bounds
+    dtype: Any = np.float64 if problem.domain.dtype == torch.float64 else np.float32
     return gym.spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
 
 
-def observation_space(problem: Problem, actions: gym.spaces.Box) -> gym.spaces.Dict:
-    """``objective`` [1] and ``gap`` [1]; on tabular worlds also ``x`` [D] and ``policy`` [S·A], with contexts [C·S·A]."""
+def observation_space(problem: OuterProblem, actions: gym.spaces.Box) -> gym.spaces.Dict:
+    """``objective`` [1] and ``gap`` [1]; ``x`` [D] where the lower level is a table or a function; ``policy`` on tables, [S·A], with contexts [C·S·A]."""
     dtype: Any = actions.dtype
     spaces: dict[str, gym.Space[Any]] = {
         "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
         "gap": gym.spaces.Box(0.0, LARGEST, (1,), dtype),
     }
+    if _written_down(problem):
+        spaces["x"] = gym.spaces.Box(actions.low, actions.high, dtype=dtype)
     if problem.tabular:
         world = problem.world
         followers = 1 if world.context_weights is None else len(world.context_weights)
-        spaces["x"] = gym.spaces.Box(actions.low, actions.high, dtype=dtype)
         spaces["policy"] = gym.spaces.Box(0.0, 1.0, (followers * world.states * world.actions,), dtype)
     return gym.spaces.Dict(spaces)
 
 
-def observe(problem: Problem, x: Tensor, response: Response, evaluation: Evaluation, dtype: Any) -> Observation:
+def observe(problem: OuterProblem, x: Tensor, response: Response, evaluation: Evaluation, dtype: Any) -> Observation:
     """What the spaces above promise, in NumPy arrays of its own; with a leading axis [B] where x has one."""
     seen = {
         "objective": _numbers(evaluation.value.clamp(-LARGEST, LARGEST), dtype),
         "gap": _numbers(response.gap.clamp(max=LARGEST), dtype),
     }
-    if problem.tabular:
+    if _written_down(problem):
         seen["x"] = x.cpu().numpy().copy()
+    if problem.tabular:
         seen["policy"] = response.policy.flatten(x.ndim - 1).cpu().numpy().copy()
     return seen
 
@@ -74,7 +76,7 @@ def read_x(action: Any, space: gym.spaces.Box, device: torch.device) -> Tensor:
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidAction(f"x cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
     if values.shape != space.shape:
-        raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each reward parameter")
+        raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each parameter")
     inside = (values >= space.low) & (values <= space.high)
     if not inside.all():
         first = tuple(int(i) for i in np.unravel_index(np.argmin(inside), values.shape))
@@ -83,6 +85,11 @@ def read_x(action: Any, space: gym.spaces.Box, device: torch.device) -> Tensor:
             f"x[{', '.join(map(str, first))}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
         )
     return torch.as_tensor(values, device=device)
+
+
+def _written_down(problem: OuterProblem) -> bool:
+    """Whether the lower level is a table or a function: elsewhere x holds the weights of a network, too many to observe."""
+    return problem.tabular or problem.world is None
 
 
 def _numbers(values: Tensor, dtype: Any) -> np.ndarray:

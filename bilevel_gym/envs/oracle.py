@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.types import Evaluation, LowerSolver, Problem, Response, Trajectory
+from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Response, Trajectory
 
 __all__ = ["Counters", "ProblemOracle"]
 
@@ -37,7 +37,7 @@ class ProblemOracle:
         counters: where each use is counted; new ones by default.
     """
 
-    def __init__(self, problem: Problem, solver: LowerSolver, generator: torch.Generator, counters: Counters | None = None) -> None:
+    def __init__(self, problem: OuterProblem, solver: LowerSolver, generator: torch.Generator, counters: Counters | None = None) -> None:
         self.problem = problem
         self.solver = solver
         self.generator = generator

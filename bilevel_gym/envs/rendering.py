@@ -1,26 +1,34 @@
-"""Pictures of tabular policies and rewards, drawn with NumPy alone."""
+"""Pictures of policies, rewards and vectors, drawn with NumPy alone."""
 
 from __future__ import annotations
 
 import colorsys
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.worlds import Grid
 
-__all__ = ["grid_picture", "picture", "policy_picture"]
+__all__ = ["grid_picture", "picture", "policy_picture", "vector_picture"]
 
 
-def picture(problem: BilevelProblem, x: Tensor, policy: Tensor) -> np.ndarray:
-    """What suits the world: a map (``grid_picture``) where it has a ``grid``, bars (``policy_picture``) elsewhere.
+def picture(problem: Any, x: Tensor, policy: Any) -> np.ndarray:
+    """What suits the lower level: a map, bars, the follower at work, or vectors.
+
+    A table has ``grid_picture`` where its world has a ``grid``, else ``policy_picture``; a simulator draws itself; a function has x
+    above y (``vector_picture``).
 
     Args:
-        problem: a tabular one.
+        problem: any.
         x: [D].
-        policy: [S, A], or [C, S, A] for several followers.
+        policy: [S, A], or [C, S, A] for several followers; elsewhere what the response has.
     """
+    if problem.world is None:
+        return vector_picture(x, policy)
+    if not problem.tabular:
+        drawn: np.ndarray = problem.world.picture(policy)
+        return drawn
     grid: Grid | None = getattr(problem.world, "grid", None)
     return policy_picture(policy) if grid is None else grid_picture(grid, policy, problem.at(x).reward)
 
@@ -100,3 +108,27 @@ def _arrows(grid: Grid, policy: np.ndarray, cell: int) -> np.ndarray:
         along, across = row * down + column * right, np.abs(row * right - column * down)
         covered |= (along >= 0) & (along <= length) & (across <= 0.22 * (1.0 - along / np.maximum(length, 1e-12)))
     return covered
+
+
+def vector_picture(*vectors: Tensor, width: int = 480, height: int = 120) -> np.ndarray:
+    """Bars from a middle line, one for each entry: blue up, red down; vectors below each other, each to its own scale.
+
+    Args:
+        *vectors: [n] each, of any lengths; where there are more entries than pixels, some are left out.
+        width: pixels.
+        height: pixels of each vector.
+
+    Returns:
+        [len(vectors)·height, width, 3] uint8.
+    """
+    levels = np.linspace(1.0, -1.0, height)[:, None]
+    strips = []
+    for vector in vectors:
+        values = np.asarray(vector.detach().cpu(), dtype=np.float64)
+        bars = values[np.arange(width) * len(values) // width] / max(float(np.abs(values).max()), 1e-300)
+        strip = np.full((height, width, 3), 255, dtype=np.uint8)
+        strip[(levels > 0) & (levels <= bars)] = (70, 110, 190)
+        strip[(levels < 0) & (levels >= bars)] = (200, 80, 70)
+        strip[height // 2] = strip[-1] = 160
+        strips.append(strip)
+    return np.concatenate(strips)

@@ -20,8 +20,8 @@ from bilevel_gym.envs.boundary import Observation, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
-from bilevel_gym.problem import BilevelProblem, stack
-from bilevel_gym.types import Evaluation, Response, SampledObjective
+from bilevel_gym.problem import stack
+from bilevel_gym.types import Evaluation, OuterProblem, Response, SampledObjective
 
 __all__ = ["BilevelVectorEnv", "Member", "VectorOracle", "vectorized"]
 
@@ -103,12 +103,12 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         self.render_mode = env.render_mode
         self._env = env
         self.solver = env.solver
-        self.problem: BilevelProblem = env.problem
+        self.problem: OuterProblem = env.problem
         """All members; tables that differ between them have an axis B."""
-        self._problems = [env.problem] * num_envs
+        self._problems: list[Any] = [env.problem] * num_envs
         self.single_action_space, self.single_observation_space = env.action_space, env.observation_space
         self.action_space, self.observation_space = (batch_space(space, num_envs) for space in (env.action_space, env.observation_space))
-        device = env.problem.reward.device
+        device = env.problem.domain.device
         self._np_randoms = [np.random.default_rng(0) for _ in range(num_envs)]
         self._drawn_from = [np.random.default_rng(0) for _ in range(num_envs)]
         self._generators, self._asides = ([torch.Generator(device=device) for _ in range(num_envs)] for _ in range(2))
@@ -336,7 +336,7 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
 
     def _as_x(self, actions: Any) -> Tensor:
         assert isinstance(self.action_space, gym.spaces.Box)
-        return read_x(actions, self.action_space, self.problem.reward.device)
+        return read_x(actions, self.action_space, self.problem.domain.device)
 
     def _observe(self) -> Observation:
         assert self._x is not None

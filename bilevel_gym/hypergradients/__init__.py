@@ -1,5 +1,6 @@
 """∇φ(x) = direct + implicit: one estimator a file."""
 
+from bilevel_gym.hypergradients.aid import AID
 from bilevel_gym.hypergradients.critics import Critic, GivenCritic, RidgeCritic, TableCritic
 from bilevel_gym.hypergradients.exact import Exact
 from bilevel_gym.hypergradients.implicit import Implicit
@@ -9,6 +10,7 @@ from bilevel_gym.hypergradients.score_function import ScoreFunction, ScoreState
 from bilevel_gym.hypergradients.second_order import SecondOrder
 
 __all__ = [
+    "AID",
     "Critic",
     "Exact",
     "GivenCritic",

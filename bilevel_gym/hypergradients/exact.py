@@ -14,6 +14,8 @@ __all__ = ["Exact", "refuse_unless_explicit"]
 
 def refuse_unless_explicit(problem: Problem) -> str | None:
     """None where world and reward are tables and f is an explicit function of the policy, else the reason why not."""
+    if problem.world is None:
+        return "it differentiates a policy of a decision problem, and the lower level is a function g(x, y); use hypergradients.AID"
     if not problem.tabular:
         return "it needs the transition probabilities, and this world has none written down; use hypergradients.ScoreFunction"
     if not isinstance(problem.objective, TabularObjective):

@@ -51,11 +51,13 @@ class Implicit:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
+        if reason := refuse_unless_explicit(problem):
+            return reason
         if not isinstance(problem.regularizer, Shannon):
             return (
                 f"the recursion on w holds for the Shannon entropy, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
             )
-        return refuse_unless_explicit(problem)
+        return None
 
     def init(self, oracle: Oracle) -> Tensor:
         """w_0: [B, S].

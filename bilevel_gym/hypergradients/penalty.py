@@ -22,11 +22,13 @@ Kind = Literal["value", "bellman"]
 
 def refuse_unless_entropic(problem: Problem) -> str | None:
     """None where π = ∇Ω*(θ) is smooth in the logits θ and plays every action that it may, else the reason why not."""
+    if reason := refuse_unless_explicit(problem):
+        return reason
     if not isinstance(problem.regularizer, Shannon):
         return (
             f"it moves the logits of a softmax, and policies under {type(problem.regularizer).__name__} are none; use hypergradients.Exact"
         )
-    return refuse_unless_explicit(problem)
+    return None
 
 
 def over_states(problem: Problem, distribution: ArrayLike | None) -> Tensor:

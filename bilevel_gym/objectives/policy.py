@@ -34,7 +34,12 @@ class ExplicitObjective(ABC):
         self, problem: Problem, x: Tensor, response: Response, memory: None, generator: torch.Generator
     ) -> tuple[Evaluation, None]:
         """f at the response: exact, no samples, no environment steps."""
-        return Evaluation(self.value(problem, x, response.policy)), None
+        metrics = self.metrics(problem, x, response.policy) if x.ndim == 1 else {}
+        return Evaluation(self.value(problem, x, response.policy), metrics=metrics), None
+
+    def metrics(self, problem: Problem, x: Tensor, policy: Tensor) -> dict[str, float]:
+        """Named numbers beside f at one x [D], not at a batch; none unless a subclass has some."""
+        return {}
 
 
 @dataclass(frozen=True)

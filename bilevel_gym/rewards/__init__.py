@@ -1,11 +1,13 @@
 """r_x: what x chooses."""
 
+from bilevel_gym.rewards.box import Box
 from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
 from bilevel_gym.rewards.network import MLPReward
 from bilevel_gym.rewards.tabular import LinearReward, QuadraticReward
 
 __all__ = [
+    "Box",
     "FunctionReward",
     "IncentiveReward",
     "LinearReward",

@@ -5,37 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike, as_table, matvec
+from bilevel_gym.rewards.box import Box
 
 __all__ = ["LinearReward", "QuadraticReward", "Table", "finite_table"]
 
 
-class Table(ABC):
-    """What the tabular rewards share: a box, a normal start, and the look-up of pairs."""
+class Table(Box, ABC):
+    """What the tabular rewards share: a box with a standard normal start, and the look-up of pairs."""
 
     def __init__(self, dimension: int, bound: float, device: str | torch.device) -> None:
-        if dimension < 1:
-            raise InvalidProblem("x has dimension 0: there is nothing to choose; give at least one reward parameter")
-        if not 0.0 < bound < float("inf"):
-            raise InvalidProblem(f"bound is {bound}: the box of x must be finite, such as 10")
-        self.dimension = dimension
-        self.bound = bound
-        self.dtype = torch.float64
-        self.device = torch.device(device)
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The box of x: two arrays [D]."""
-        return np.full(self.dimension, -self.bound), np.full(self.dimension, self.bound)
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """A standard normal x, kept inside the box: [D]."""
-        return torch.randn(self.dimension, generator=generator, dtype=self.dtype, device=self.device).clamp_(-self.bound, self.bound)
+        super().__init__(dimension, bound, device=device)
 
     def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """r_x at state-action pairs: x [B, D], states and actions [...] → [B, ...]."""

@@ -1,8 +1,9 @@
 """How the follower learns."""
 
 from bilevel_gym.solvers.base import TabularSolver
+from bilevel_gym.solvers.gradient_descent import GradientDescentSolver
 from bilevel_gym.solvers.policy_iteration import SoftPolicyIteration
 from bilevel_gym.solvers.sac import SAC
 from bilevel_gym.solvers.value_iteration import SoftValueIteration
 
-__all__ = ["SAC", "SoftPolicyIteration", "SoftValueIteration", "TabularSolver"]
+__all__ = ["SAC", "GradientDescentSolver", "SoftPolicyIteration", "SoftValueIteration", "TabularSolver"]

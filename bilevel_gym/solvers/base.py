@@ -13,7 +13,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import MDP, Budget, Problem, Response
 
-__all__ = ["TabularSolver", "iterate", "policy_error"]
+__all__ = ["TabularSolver", "iterate", "policy_error", "step_limit"]
 
 State = TypeVar("State")
 
@@ -30,6 +30,18 @@ def iterate(step: Callable[[State], State], state: State, *, limit: int, done: C
         if done is not None and done(state):
             return state, taken, True
     return state, taken, False
+
+
+def step_limit(own: int | None, budget: Budget | None) -> int:
+    """The steps that a solve may take: the solver's own limit, the budget's, or a million.
+
+    Raises:
+        InvalidProblem: a budget of no steps.
+    """
+    limit = min(limit for limit in (own, None if budget is None else budget.steps, GIVE_UP) if limit is not None)
+    if limit < 1:
+        raise InvalidProblem("a budget of no steps leaves nothing to certify: give at least one, or keep the response that is there")
+    return limit
 
 
 def policy_error(gap: Tensor, mdp: MDP) -> Tensor:
@@ -79,7 +91,9 @@ class TabularSolver(ABC, Generic[State]):
             UnsupportedProblem: the world is not a table.
         """
         if not problem.tabular:
-            raise UnsupportedProblem(f"{type(self).__name__} solves tabular problems; use solvers.SAC on this world")
+            raise UnsupportedProblem(
+                f"{type(self).__name__} solves tabular problems; use solvers.SAC on simulators, solvers.GradientDescentSolver where the lower level is a function"
+            )
         world = problem.world
         zeros = torch.zeros(*world.start.shape, world.actions, dtype=world.start.dtype, device=world.start.device)
         q = zeros - problem.regularizer.conjugate(zeros).unsqueeze(-1)
@@ -117,9 +131,7 @@ class TabularSolver(ABC, Generic[State]):
         """
         warm = self.start(problem) if warm is None else warm
         mdp = problem.at(x)
-        limit = min(limit for limit in (self.sweeps, None if budget is None else budget.steps, GIVE_UP) if limit is not None)
-        if limit < 1:
-            raise InvalidProblem("a budget of no steps leaves nothing to certify: give at least one, or keep the response that is there")
+        limit = step_limit(self.sweeps, budget)
         judged = self.tolerance is not None or self.policy_tolerance is not None
         state, steps, converged = iterate(
             lambda state: self._step(mdp, state),

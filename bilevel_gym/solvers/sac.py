@@ -209,7 +209,7 @@ class _Run:
 def _check(problem: Any) -> None:
     if problem.tabular or not hasattr(problem.world, "open"):
         raise UnsupportedProblem(
-            "SAC needs a world with continuous actions, such as worlds.VectorWorld; on tables solvers.SoftPolicyIteration is exact"
+            "SAC needs a world with continuous actions, such as worlds.VectorWorld; on tables solvers.SoftPolicyIteration is exact, functions are for solvers.GradientDescentSolver"
         )
     if not isinstance(problem.regularizer, Shannon):
         name = type(problem.regularizer).__name__

@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.solvers import SoftPolicyIteration
-from bilevel_gym.types import Estimator, Problem
+from bilevel_gym.types import Estimator, LowerSolver, OuterProblem
 
 __all__ = ["Comparison", "central_differences", "check_hypergradient", "phi"]
 
@@ -36,24 +36,28 @@ class Comparison(NamedTuple):
     """That all D differences are chance: the smallest of their t-tests, times D (Bonferroni); NaN for one estimate."""
 
 
-def phi(problem: Problem, x: Tensor) -> Tensor:
-    """φ(x) = f(x, π*(x)), the lower level solved to 1e-13: [D] → []. Cost: one soft policy iteration."""
-    value: Tensor = problem.objective.value(problem, x, _SOLVER.solve(problem, x).policy)
+def phi(problem: OuterProblem, x: Tensor, *, solver: LowerSolver = _SOLVER) -> Tensor:
+    """φ(x) = f(x, π*(x)), the lower level solved to 1e-13: [D] → []. Cost: one solve."""
+    response = solver.solve(problem, x, warm=None, budget=None, generator=torch.Generator(device=x.device))
+    value: Tensor = problem.objective.value(problem, x, response.policy)
     return value
 
 
-def central_differences(problem: Problem, x: Tensor, *, step: float = 1e-5) -> np.ndarray:
+def central_differences(problem: OuterProblem, x: Tensor, *, step: float = 1e-5, solver: LowerSolver = _SOLVER) -> np.ndarray:
     """∇φ(x) by (φ(x + he_i) − φ(x − he_i)) / 2h: [D] → [D]. Cost: 2D solves."""
     shifts = step * torch.eye(x.numel(), dtype=x.dtype, device=x.device)
     with torch.no_grad():
-        return np.array([float((phi(problem, x + shift) - phi(problem, x - shift)) / (2 * step)) for shift in shifts])
+        return np.array(
+            [float((phi(problem, x + shift, solver=solver) - phi(problem, x - shift, solver=solver)) / (2 * step)) for shift in shifts]
+        )
 
 
 def check_hypergradient(
-    problem: Problem,
+    problem: OuterProblem,
     x: Any,
     estimator: Estimator,
     *,
+    solver: LowerSolver = _SOLVER,
     tolerance: float = 1e-6,
     estimates: int = 1,
     significance: float = 0.001,
@@ -65,9 +69,10 @@ def check_hypergradient(
     fresh samples and a fresh state; the check fails where the t-tests of the D means, adjusted for their number, reject equality.
 
     Args:
-        problem: tabular, with an objective that has a ``value(problem, x, policy)``.
+        problem: one with an objective that has a ``value(problem, x, policy)``.
         x: [D].
         estimator: any estimator that supports the problem.
+        solver: of the lower level, to a residual far below ``tolerance``; soft policy iteration to 1e-13 by default.
         tolerance: on the relative error, for one estimate.
         estimates: how many independent estimates; 2 or more for sampled estimators.
         significance: of the adjusted test.
@@ -84,11 +89,11 @@ def check_hypergradient(
     """
     if reason := estimator.supports(problem):
         raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
-    x = torch.as_tensor(x, dtype=problem.reward.dtype, device=problem.reward.device)
-    response = _SOLVER.solve(problem, x)
-    oracle = ProblemOracle(problem, _SOLVER, torch.Generator(device=x.device).manual_seed(seed))
+    x = torch.as_tensor(x, dtype=problem.domain.dtype, device=problem.domain.device)
+    oracle = ProblemOracle(problem, solver, torch.Generator(device=x.device).manual_seed(seed))
+    response = oracle.solve(x)
     values = np.stack([_estimate(oracle, x, response, estimator) for _ in range(estimates)])
-    comparison = compare(central_differences(problem, x), values)
+    comparison = compare(central_differences(problem, x, solver=solver), values)
     wrong = comparison.relative_error > tolerance if estimates == 1 else comparison.p_value < significance
     if wrong:
         raise AssertionError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class BilevelProblem:
         objective: f.
 
     Raises:
-        InvalidProblem: the tables of world and reward do not fit together.
+        InvalidProblem: the tables of world, reward and regularizer do not fit together.
     """
 
     world: World
@@ -49,6 +49,7 @@ class BilevelProblem:
             raise InvalidProblem(
                 f"the reward is a table [S, A] = {list(table.shape[-2:])}, the world has {list(expected)}: build both for the same states and actions"
             )
+        self.regularizer.policy(torch.zeros(*self.world.start.shape, expected[1], dtype=table.dtype, device=table.device))  # type: ignore[attr-defined]
 
     @property
     def domain(self) -> Domain:
@@ -82,6 +83,10 @@ class BilevelProblem:
             )
         world, reward, lifted = self.world, self.reward, self._lift(x)
         return MDP(reward.at(lifted), world.transition_at(lifted), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
+
+    def under(self, regularizer: Regularizer) -> Self:
+        """The same problem under another τΩ, such as ``problem.under(problem.regularizer.at(0.01))``."""
+        return replace(self, regularizer=regularizer)
 
     def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
         """(∂backup(x, V)/∂x)ᵀ z with V held fixed, backup = r(x) + γP(x)V (mathematics §3).

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -200,6 +200,15 @@ class Regularizer(Protocol):
         """τ > 0."""
         ...
 
+    @property
+    def entropic(self) -> bool:
+        """Whether ∇log π = (∇q − E_π∇q)/τ, that is ∇²Ω* = diag π − ππᵀ, as for a softmax: what scores and M-SoBiRL's recursion need."""
+        ...
+
+    def at(self, temperature: float) -> Self:
+        """The same Ω under another τ."""
+        ...
+
     def conjugate(self, q: Tensor) -> Tensor:
         """τΩ*(q/τ): [B, S, A] → [B, S]."""
         ...
@@ -213,7 +222,11 @@ class Regularizer(Protocol):
         ...
 
     def penalty(self, policy: Tensor) -> Tensor:
-        """τΩ(π_s): [B, S, A] → [B, S]."""
+        """τΩ(π_s), differentiable by a backward pass that stays finite at π_sa = 0: [B, S, A] → [B, S]."""
+        ...
+
+    def lipschitz(self, actions: int) -> float:
+        """L with ‖π(q) − π(q')‖_2 ≤ L ‖q − q'‖_∞ in each state of so many actions."""
         ...
 
 
@@ -488,6 +501,10 @@ class Problem(OuterProblem, Protocol):
 
     def over_contexts(self, values: Tensor) -> Tensor:
         """The weighted mean over the followers: [B, C] → [B]; ``values`` themselves where there is one follower."""
+        ...
+
+    def under(self, regularizer: Regularizer) -> Self:
+        """The same problem under another τΩ."""
         ...
 
     def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from bilevel_gym import BilevelEnv, BilevelProblem, ConvexProblem
 from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, QuadraticObjective, ReturnObjective
-from bilevel_gym.regularizers import Shannon
+from bilevel_gym.regularizers import KullbackLeibler, Shannon, Tsallis
 from bilevel_gym.rewards import Box, LinearReward, QuadraticReward
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.worlds import ControlledWorld, TabularWorld
@@ -193,3 +193,20 @@ class Tilted(ExplicitObjective):
 def convex(seed, *, size=5, dimension=3):
     """A strongly convex lower level without a closed form, and an upper objective that depends on x directly too."""
     return ConvexProblem(Curved(np.random.default_rng(seed), size, dimension), Tilted(), Box(dimension, 5.0))
+
+
+def under_kl(problem, seed=0, *, forbidden=True):
+    """The same problem under KL to a random reference policy, which never plays the last action in every second state."""
+    reference = rows(np.random.default_rng(seed), *problem.world.start.shape, problem.world.actions)
+    if forbidden:
+        reference[..., ::2, -1] = 0.0
+    return problem.under(KullbackLeibler(problem.regularizer.temperature, reference / reference.sum(-1, keepdims=True)))
+
+
+def under_tsallis(problem, seed=0, *, hotter=1.0):
+    """The same problem under the Tsallis entropy, whose policies are sparse; ``hotter`` ones mix more actions."""
+    return problem.under(Tsallis(hotter * problem.regularizer.temperature))
+
+
+UNDER = {"shannon": lambda problem, seed=0: problem, "kl": under_kl, "tsallis": under_tsallis}
+"""Every regularizer, as a function that puts a problem under it."""

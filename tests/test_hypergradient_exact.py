@@ -35,6 +35,22 @@ PROBLEMS = {
     **{f"contexts-{seed}": problems.contexts(seed, shared=seed == 1) for seed in range(2)},
     "contexts-quadratic": problems.contexts(2, objective=QuadraticObjective()),
     "controlled-contexts": problems.controlled_contexts(0),
+    **{f"kl-oblique-{seed}": problems.under_kl(problems.quadratic(seed, objective=problems.Oblique())) for seed in range(6)},
+    "kl-ending": problems.under_kl(problems.linear(1)),
+    "kl-controlled": problems.under_kl(problems.controlled(1)),
+    "kl-contexts": problems.under_kl(problems.contexts(1)),
+    "kl-preference": problems.under_kl(problems.preference(1, actions=3)),
+}
+
+SPARSE = {
+    name: problems.under_tsallis(problem, hotter=4.0)
+    for name, problem in {
+        **{f"oblique-{seed}": problems.quadratic(seed, objective=problems.Oblique()) for seed in (0, 4, 5, 7, 10, 11)},
+        **{f"linear-ending-{seed}": problems.linear(seed) for seed in range(4)},
+        **{f"controlled-{seed}": problems.controlled(seed) for seed in range(4)},
+        "contexts": problems.contexts(0),
+        "preference": problems.preference(0, actions=3),
+    }.items()
 }
 
 
@@ -55,6 +71,23 @@ def test_against_central_differences(name, estimator):
     problem = PROBLEMS[name]
     comparison = check_hypergradient(problem, problems.point(problem, len(name)), estimator)
     assert comparison.relative_error < 1e-6
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_policies_against_central_differences(name):
+    """∇²Ω* of the Tsallis entropy averages over the support, not over π: Shannon's product in its place is wrong on each of these.
+
+    The points are away from kinks: no action enters or leaves a support within ten steps of the differences.
+    """
+    problem = SPARSE[name]
+    x = problems.point(problem, len(name))
+    policy = SOLVER.solve(problem, x).policy
+    assert bool((policy == 0).any())
+    assert bool(((policy > 0) & (policy < 1)).any())
+    for shift in 1e-4 * torch.eye(len(x), dtype=x.dtype):
+        for near in (x + shift, x - shift):
+            assert torch.equal(SOLVER.solve(problem, near).policy > 0, policy > 0)
+    check_hypergradient(problem, x, Exact())
 
 
 def slides_formula(problem, x):
@@ -187,8 +220,10 @@ def test_analytic_gradients_equal_autograd():
         (Exact(), "world", "transition probabilities"),
         (ScoreFunction("exact"), problems.quadratic(0), "no loss"),
         (ScoreFunction("critic"), problems.controlled(0), "no loss"),
+        (ScoreFunction("critic"), problems.under_tsallis(problems.preference(0)), "not for Tsallis"),
+        (Implicit(), SPARSE["oblique-0"], "not for Tsallis"),
     ],
-    ids=["exact-on-a-simulator", "score-on-explicit-f", "score-on-controlled"],
+    ids=["exact-on-a-simulator", "score-on-explicit-f", "score-on-controlled", "score-under-tsallis", "implicit-under-tsallis"],
 )
 def test_refusals_name_the_reason(estimator, problem, word):
     """An estimator on a problem that it does not fit must say why, not fail inside."""

@@ -25,6 +25,7 @@ PROBLEMS = {
     "ending": problems.preference(2, ends=True),
     "patient": problems.preference(3, discount=0.85, tail=60),
     "chain": problems.chain(),
+    "kl": problems.under_kl(problems.preference(4, actions=3)),
 }
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.exact import refuse_unless_explicit
 from bilevel_gym.numerics import backup, expect_next, policy_transition, push_forward
-from bilevel_gym.regularizers import Shannon
 from bilevel_gym.types import MDP, Evaluation, Hypergradient, Oracle, Problem, Response
 
 __all__ = ["Implicit"]
@@ -26,7 +25,7 @@ class Implicit:
         ∇̂φ = ∇_xf + τ⁻¹ (∂backup/∂x)ᵀ(π_k⊙∇_πf − p_k⊙w_k),   p_k = softmax(backup(x_k, V_k)/τ)
 
     Source: M-SoBiRL (Yang, Gao, Yuan, AISTATS 2025). p_k are the weights of ∇_xF(x_k, V_k); they equal π_k once the lower level has
-    converged, and not before.
+    converged, and not before. Under KL p_k ∝ μ exp(backup/τ), and all else is the same.
 
     Args:
         step_size: ξ; None takes 1/(‖A‖₁‖A‖_∞) ≤ 1/‖A‖₂², which never diverges. A fixed ξ above 2/‖A‖₂² does.
@@ -53,10 +52,8 @@ class Implicit:
         """None, or the reason why the problem does not fit."""
         if reason := refuse_unless_explicit(problem):
             return reason
-        if not isinstance(problem.regularizer, Shannon):
-            return (
-                f"the recursion on w holds for the Shannon entropy, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
-            )
+        if not problem.regularizer.entropic:
+            return f"the recursion on w holds for the Shannon entropy and for KL, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
         return None
 
     def init(self, oracle: Oracle) -> Tensor:

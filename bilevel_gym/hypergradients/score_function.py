@@ -22,7 +22,6 @@ from bilevel_gym.hypergradients.sensitivities import (
 )
 from bilevel_gym.numerics import gradients
 from bilevel_gym.preferences import concatenate, take
-from bilevel_gym.regularizers import Shannon
 from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, SampledObjective, Samples
 
 __all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Window"]
@@ -51,8 +50,8 @@ class ScoreState:
 class ScoreFunction:
     """∇φ = E[∇l] + τ⁻¹ E[ l · Σ_i Σ_h ∇(Q*_{s_h a_h} − V*_{s_h}) ] as scalar surrogates and backward passes (mathematics §5).
 
-    The second term is a score function, Σ_h ∇(Q − V)/τ = ∇log P(d; π*). So it takes this step's fresh on-policy fragments only; the
-    queue of older ones feeds ∇l. ∇(Q − V) comes from
+    The second term is a score function, Σ_h ∇(Q − V)/τ = ∇log P(d; π*), under Shannon's entropy and under KL, whose log μ does not
+    move with x. So it takes this step's fresh on-policy fragments only; the queue of older ones feeds ∇l. ∇(Q − V) comes from
 
     * ``"exact"``: the resolvent of mathematics §3; tabular worlds, unbiased.
     * ``"critic"``: with L(s,a) the mean of l given a visit of (s,a), w_h = L(s_h,a_h) − E_π L(s_h,·) and c_t = w_t + γc_{t−1}, the
@@ -120,8 +119,8 @@ class ScoreFunction:
             return "there are several followers (contexts), and fragments do not say whose they are; use hypergradients.Exact"
         if getattr(problem.world, "depends_on_x", False):
             return "P depends on x, and the sampled sensitivities differentiate the reward alone; use hypergradients.Exact"
-        if not isinstance(problem.regularizer, Shannon):
-            return f"Σ∇(Q−V)/τ is the score for the Shannon entropy, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
+        if not problem.regularizer.entropic:
+            return f"Σ∇(Q−V)/τ is the score for the Shannon entropy and for KL, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
         if self.sensitivity == "critic" and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.sensitivity == "exact" and not problem.tabular:

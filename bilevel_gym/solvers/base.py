@@ -45,9 +45,9 @@ def step_limit(own: int | None, budget: Budget | None) -> int:
 
 
 def policy_error(gap: Tensor, mdp: MDP) -> Tensor:
-    """A bound of ‖π − π*‖² from the residual: S (gap / ((1−γ)τ))².
+    """A bound of ‖π − π*‖² from the residual: S (L gap / (1−γ))².
 
-    ‖Q − Q*‖_∞ ≤ gap/(1−γ), and softmax(·/τ) is 1/τ-Lipschitz from ‖·‖_∞ to ‖·‖_1, hence to ‖·‖_2, in each of the S rows.
+    ‖Q − Q*‖_∞ ≤ gap/(1−γ), and q ↦ π is L-Lipschitz from ‖·‖_∞ to ‖·‖_2 in each of the S rows: 1/τ for a softmax, √A/τ for sparsemax.
 
     Args:
         gap: [B] a bound of the soft Bellman residual.
@@ -55,7 +55,8 @@ def policy_error(gap: Tensor, mdp: MDP) -> Tensor:
     Returns:
         [B].
     """
-    return mdp.reward.shape[-2] * (gap / ((1.0 - mdp.discount) * mdp.regularizer.temperature)) ** 2
+    states, actions = mdp.reward.shape[-2:]
+    return states * (mdp.regularizer.lipschitz(actions) * gap / (1.0 - mdp.discount)) ** 2
 
 
 @dataclass(frozen=True)

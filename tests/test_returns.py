@@ -124,19 +124,16 @@ def test_minus_the_soft_return_of_the_same_mdp_is_minimal_at_the_truth():
     assert float(same.objective.advantage(same, x, response.policy)[0].abs().max()) < 1e-8
 
 
-def test_actions_of_probability_zero():
-    """At a nearly greedy follower the entropy's slope is infinite where π underflows; the gradient of f in x must stay finite."""
-    problem = problems.linear(1)
-    sharp = BilevelProblem(
-        problem.world,
-        problem.reward,
-        Shannon(1e-3),
-        ReturnObjective(-problem.at(problems.point(problem, 0)).reward, regularizer=Shannon(0.1)),
-    )
+@pytest.mark.parametrize("kind", problems.UNDER)
+def test_actions_of_probability_zero(kind):
+    """At a nearly greedy follower, or at actions that μ forbids, an entropy's slope is infinite; what reaches x must stay finite."""
+    problem = problems.UNDER[kind](problems.linear(1))
+    objective = ReturnObjective(-problem.at(problems.point(problem, 0)).reward, regularizer=problem.regularizer.at(0.1))
+    sharp = BilevelProblem(problem.world, problem.reward, problem.regularizer.at(1e-3), objective)
     x = problems.point(problem, 1)
     response = SoftPolicyIteration().solve(sharp, x)
     assert bool((response.policy == 0).any())
-    slope = sharp.objective.gradient(sharp, x, response.policy)[1]
+    slope = objective.gradient(sharp, x, response.policy)[1]
     assert bool(sharp.regularizer.hessian_product(response.policy, slope).isfinite().all())
 
 

@@ -153,10 +153,8 @@ class ReturnObjective(ExplicitObjective):
         return expected if self.regularizer is None else expected + self.regularizer.penalty(policy)
 
     def _slope(self, policy: Tensor) -> Tensor | float:
-        """τ̄ ∂Ω̄/∂π, taken just inside the simplex: at an action of probability zero the entropy's slope is infinite."""
-        if self.regularizer is None:
-            return 0.0
-        return gradients(self.regularizer.penalty, policy.clamp_min(torch.finfo(policy.dtype).tiny))[0]
+        """τ̄ ∂Ω̄/∂π; where it is infinite, at an action of probability zero, the penalties of ``regularizers`` give a finite number."""
+        return 0.0 if self.regularizer is None else gradients(self.regularizer.penalty, policy)[0]
 
     def _visits(self, mdp: MDP, policy: Tensor) -> Tensor:
         """d_s = Σ_t γ̄^t P(s_t = s), t < T, times the weight of the context: [B, S]."""

@@ -1,9 +1,21 @@
 """How the follower learns."""
 
 from bilevel_gym.solvers.base import TabularSolver
+from bilevel_gym.solvers.continuation import Continuation, Stage, UnregularizedGap, anneal, unregularized_gap
 from bilevel_gym.solvers.gradient_descent import GradientDescentSolver
 from bilevel_gym.solvers.policy_iteration import SoftPolicyIteration
 from bilevel_gym.solvers.sac import SAC
 from bilevel_gym.solvers.value_iteration import SoftValueIteration
 
-__all__ = ["SAC", "GradientDescentSolver", "SoftPolicyIteration", "SoftValueIteration", "TabularSolver"]
+__all__ = [
+    "SAC",
+    "Continuation",
+    "GradientDescentSolver",
+    "SoftPolicyIteration",
+    "SoftValueIteration",
+    "Stage",
+    "TabularSolver",
+    "UnregularizedGap",
+    "anneal",
+    "unregularized_gap",
+]

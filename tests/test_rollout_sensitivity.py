@@ -27,6 +27,7 @@ PROBLEMS = {
     "patient": problems.preference(3, discount=0.85, tail=0),
     "myopic": problems.preference(4, discount=0.0, tail=0),
     "chain": replace(problems.chain(), objective=replace(problems.chain().objective, steps=3, pairs=32)),
+    "kl": problems.under_kl(problems.preference(4, actions=3, tail=0)),
 }
 
 

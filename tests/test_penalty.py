@@ -33,6 +33,8 @@ PROBLEMS = {
     "contexts": problems.contexts(0),
     "contexts-shared-P": problems.contexts(1, shared=True),
     "controlled-contexts": problems.controlled_contexts(0),
+    "kl": problems.under_kl(problems.linear(1)),
+    "kl-contexts": problems.under_kl(problems.contexts(1)),
 }
 
 
@@ -51,13 +53,18 @@ def somewhere(problem, seed=0):
     return torch.as_tensor(np.random.default_rng(seed).standard_normal(shape))
 
 
+def played(problem, theta):
+    """The policy with logits θ: softmax(θ), or ∝ μ exp(θ)."""
+    return problem.regularizer.policy(problem.regularizer.temperature * theta)
+
+
 def penalised(problem, kind, distribution=None):
     """F_λ(x, θ) of the definition, with the lower level solved anew at each x: π ↦ V^π by a dense solve that autograd sees."""
 
     def penalty(x, theta):
         mdp, optimum = problem.at(x), SOLVER.solve(problem, x)
-        policy, tau = torch.softmax(theta, -1), problem.regularizer.temperature
-        entropy = -tau * (policy * torch.log_softmax(theta, -1)).sum(-1)
+        policy = played(problem, theta)
+        entropy = -problem.regularizer.penalty(policy)
         uniform = torch.full_like(optimum.value, 1 / problem.world.states)
         if kind == "bellman":
             lost = optimum.value - (policy * optimum.q).sum(-1) - entropy
@@ -69,7 +76,7 @@ def penalised(problem, kind, distribution=None):
             weights = problem.world.start if distribution is None else distribution
         return problem.over_contexts((weights * lost).sum(-1))
 
-    return lambda weight, x, theta: problem.objective.value(problem, x, torch.softmax(theta, -1)) + weight * penalty(x, theta)
+    return lambda weight, x, theta: problem.objective.value(problem, x, played(problem, theta)) + weight * penalty(x, theta)
 
 
 def differences(function, at, step=1e-5):
@@ -247,7 +254,8 @@ def test_refusals(options, word):
 
 
 def test_unsupported_problems():
-    """A simulator has no tables to write the penalty down with."""
+    """A simulator has no tables to write the penalty down with, and a sparse policy no logits that lead back to what it left out."""
+    assert "softmax" in Penalty().supports(problems.under_tsallis(PROBLEMS["linear-ending"]))
     problem = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped.problem
     assert "transition probabilities" in Penalty().supports(problem)
 

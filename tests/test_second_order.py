@@ -30,6 +30,9 @@ PROBLEMS = {
     "contexts": problems.contexts(0),
     "contexts-shared-P": problems.contexts(1, shared=True),
     "controlled-contexts": problems.controlled_contexts(0),
+    "kl": problems.under_kl(problems.linear(1)),
+    "kl-contexts": problems.under_kl(problems.contexts(1)),
+    "kl-everything-allowed": problems.under_kl(problems.controlled(1), forbidden=False),
 }
 
 
@@ -50,8 +53,8 @@ def mean_value(problem, weights):
     """J(x, θ) = Σ_s ν_s V^{π_θ}_x(s), summed over contexts, by a dense solve that autograd sees."""
 
     def function(x, theta):
-        mdp, policy = problem.at(x), torch.softmax(theta, -1)
-        entropy = -problem.regularizer.temperature * (policy * torch.log_softmax(theta, -1)).sum(-1)
+        mdp, policy = problem.at(x), problem.regularizer.policy(problem.regularizer.temperature * theta)
+        entropy = -problem.regularizer.penalty(policy)
         moves = torch.einsum("...sa,...sat->...st", policy, mdp.transition.expand(*policy.shape, -1))
         matrix = torch.eye(problem.world.states, dtype=x.dtype) - mdp.discount * moves
         return (weights * torch.linalg.solve(matrix, (policy * mdp.reward).sum(-1) + entropy)).sum()
@@ -59,7 +62,7 @@ def mean_value(problem, weights):
     return function
 
 
-@pytest.mark.parametrize("name", ["linear-ending-0", "controlled-0", "chain", "contexts", "controlled-contexts"])
+@pytest.mark.parametrize("name", ["linear-ending-0", "controlled-0", "chain", "contexts", "controlled-contexts", "kl-everything-allowed"])
 def test_products_with_second_derivatives(name):
     """−∇²_{θθ}J v and ∇²_{xθ}J v far from the optimum, where no term of theirs vanishes, against two backward passes."""
     problem = PROBLEMS[name]
@@ -208,7 +211,8 @@ def test_refusals(options, word):
 
 
 def test_unsupported_problems():
-    """A simulator has no Hessian to multiply with."""
+    """A simulator has no Hessian to multiply with, and a sparse policy has kinks in place of one."""
+    assert "softmax" in SecondOrder().supports(problems.under_tsallis(PROBLEMS["chain"]))
     problem = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped.problem
     assert "transition probabilities" in SecondOrder().supports(problem)
 

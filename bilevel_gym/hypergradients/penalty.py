@@ -11,7 +11,6 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.exact import refuse_unless_explicit
 from bilevel_gym.numerics import ArrayLike, adjoint, as_table, backup, factorize, policy_value, solve_transposed
-from bilevel_gym.regularizers import Shannon
 from bilevel_gym.types import MDP, Evaluation, Factor, Hypergradient, Oracle, Problem, Response
 
 __all__ = ["Kind", "Penalty", "PenaltyState", "over_states", "refuse_unless_entropic"]
@@ -21,10 +20,10 @@ Kind = Literal["value", "bellman"]
 
 
 def refuse_unless_entropic(problem: Problem) -> str | None:
-    """None where π = ∇Ω*(θ) is smooth in the logits θ and plays every action that it may, else the reason why not."""
+    """None where ∇Ω*(θ) is a softmax, smooth in its logits θ and positive wherever a policy may be, else the reason why not."""
     if reason := refuse_unless_explicit(problem):
         return reason
-    if not isinstance(problem.regularizer, Shannon):
+    if not problem.regularizer.entropic:
         return (
             f"it moves the logits of a softmax, and policies under {type(problem.regularizer).__name__} are none; use hypergradients.Exact"
         )

@@ -17,9 +17,9 @@ __all__ = ["SecondOrder"]
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """∇̂φ = ∇_xf + ∇²_{xθ}J v,  (−∇²_{θθ}J + δI) v = ∇_θf, with J(x, θ) = Σ_s ν_s V^{π_θ}_x(s) and π_θ = softmax(θ) (mathematics §7).
+    """∇̂φ = ∇_xf + ∇²_{xθ}J v,  (−∇²_{θθ}J + δI) v = ∇_θf, with J(x, θ) = Σ_s ν_s V^{π_θ}_x(s) (mathematics §7).
 
-    −∇²J is singular, for shifting the logits of a state moves no policy, and away from the follower's optimum it is indefinite. So v
+    π_θ = softmax(θ), or ∝ μ exp(θ) under KL. −∇²J is singular, for shifting the logits of a state moves no policy, and away from the follower's optimum it is indefinite. So v
     comes from conjugate gradients on the damped system, which stop before a direction of negative curvature; ``stats`` says how far
     they came and what curvature they met. With a solved response and δ → 0 this is the exact hyper-gradient, for x in the reward and
     in P; δ > 0 takes the share δ/(δ + c) off a component of curvature c, and c is as small as τ m_s π_sa, m the visits from ν: a nearly

@@ -1,7 +1,7 @@
 """Soft backups, linear solves and views of flat parameters: the arithmetic under every station.
 
 Every function broadcasts over leading axes: a batch of problems is the same code with one more axis. A transition [S, A, S] may be
-shared by a batch of values [B, S].
+shared by a batch of values [B, S], and it may be dense or a ``SparseTransition``: who calls these functions does not see the difference.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import UnsupportedProblem
-from bilevel_gym.types import MDP, Factor
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.linear import DenseLU, Factor
+from bilevel_gym.transitions import SparseTransition, fold, unfold
+from bilevel_gym.types import MDP
 
 __all__ = [
     "ArrayLike",
     "KrylovSolution",
     "TableFunction",
+    "Transitions",
     "adjoint",
     "as_table",
     "backup",
     "conjugate_gradient",
+    "dense",
     "draw_horizons",
     "draw_seed",
     "expect_next",
+    "expect_pairs",
     "factorize",
     "gradients",
     "matvec",
@@ -38,12 +43,16 @@ __all__ = [
     "solve_transposed",
     "split_flat",
     "stack_functions",
+    "staying",
     "vjp",
 ]
 
 
 ArrayLike = Any
 """Anything that NumPy reads as numbers (an array, nested lists), or a tensor."""
+
+Transitions = Tensor | SparseTransition
+"""P, dense or sparse: [B, S, A, S]."""
 
 
 def as_table(values: ArrayLike, device: str | torch.device) -> Tensor:
@@ -116,7 +125,12 @@ def draw_horizons(count: int, discount: float, generator: torch.Generator) -> Te
     return (waiting / rate).long() + 1
 
 
-def expect_next(transition: Tensor, value: Tensor) -> Tensor:
+def dense(transition: Transitions) -> Tensor:
+    """P as a table: [B, S, A, S]. Cost: its memory, O(S²A)."""
+    return transition.dense() if isinstance(transition, SparseTransition) else transition
+
+
+def expect_next(transition: Transitions, value: Tensor) -> Tensor:
     """(Pv)_sa = Σ_s' P_sas' v_s'.
 
     Args:
@@ -124,17 +138,31 @@ def expect_next(transition: Tensor, value: Tensor) -> Tensor:
         value: [B, S].
 
     Returns:
-        [B, S, A]. Cost: O(S²A).
+        [B, S, A]. Cost: O(S²A); O(SAU) where a state reaches U others.
     """
+    if isinstance(transition, SparseTransition):
+        return transition.expect_next(value)
     if transition.ndim == 3 and value.ndim == 1:
         return transition @ value  # one small problem is bound by calls, not by arithmetic
     *_, states, actions, _ = transition.shape
     rows = transition.flatten(-3, -2)
-    flat = matvec(rows, value) if transition.ndim > 3 else value @ rows.mT
-    return flat.view(*flat.shape[:-1], states, actions)
+    if transition.ndim == 3:
+        flat = value @ rows.mT
+    else:
+        extra = max(value.ndim + 2 - transition.ndim, 0)
+        flat = unfold(rows @ fold(value, extra, -1), value.shape[:extra], -1)
+    found: Tensor = flat.unflatten(-1, (states, actions))
+    return found
 
 
-def push_forward(transition: Tensor, mass: Tensor) -> Tensor:
+def expect_pairs(transition: Transitions, pairs: Tensor) -> Tensor:
+    """Σ_s' P_sas' m_ss', the mean of what depends on both ends of a step: [B, S, A, S], [B, S, S] → [B, S, A]. Cost: O(S²A)."""
+    if isinstance(transition, SparseTransition):
+        return transition.expect_pairs(pairs)
+    return torch.einsum("...sat,...st->...sa", transition, pairs)
+
+
+def push_forward(transition: Transitions, mass: Tensor) -> Tensor:
     """(Pᵀc)_s' = Σ_sa P_sas' c_sa, the transpose of ``expect_next``.
 
     Args:
@@ -142,10 +170,15 @@ def push_forward(transition: Tensor, mass: Tensor) -> Tensor:
         mass: [B, S, A].
 
     Returns:
-        [B, S]. Cost: O(S²A).
+        [B, S]. Cost: O(S²A); O(SAU) where a state reaches U others.
     """
+    if isinstance(transition, SparseTransition):
+        return transition.push_forward(mass)
     rows, flat = transition.flatten(-3, -2), mass.flatten(-2)
-    return flat @ rows if transition.ndim == 3 else (flat.unsqueeze(-2) @ rows).squeeze(-2)
+    if transition.ndim == 3:
+        return flat @ rows
+    extra = max(mass.ndim + 1 - transition.ndim, 0)
+    return unfold(fold(flat, extra, -2) @ rows, flat.shape[:extra], -2)
 
 
 def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -155,9 +188,20 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def policy_transition(transition: Tensor, policy: Tensor) -> Tensor:
-    """(P_π)_ss' = Σ_a π_sa P_sas': [B, S, A, S], [B, S, A] → [B, S, S]. Cost: O(S²A)."""
-    return (policy.unsqueeze(-2) @ transition).squeeze(-2)
+def policy_transition(transition: Transitions, policy: Tensor) -> Tensor:
+    """(P_π)_ss' = Σ_a π_sa P_sas', a dense matrix: [B, S, A, S], [B, S, A] → [B, S, S]. Cost: O(S²A)."""
+    if isinstance(transition, SparseTransition):
+        return transition.policy_transition(policy)
+    extra = max(policy.ndim + 1 - transition.ndim, 0)
+    return unfold(fold(policy, extra, -2) @ transition, policy.shape[:extra], -2)
+
+
+def staying(transition: Transitions) -> Tensor:
+    """P(s | s, a), the probability of staying: [B, S, A, S] → [B, S, A]."""
+    if isinstance(transition, SparseTransition):
+        own = torch.arange(len(transition.successors), device=transition.device).unsqueeze(-1)
+        return (transition.probability * (transition.successors == own).unsqueeze(-2)).sum(-1)
+    return transition.diagonal(dim1=-3, dim2=-1).mT
 
 
 def backup(mdp: MDP, value: Tensor) -> Tensor:
@@ -174,24 +218,43 @@ def backup(mdp: MDP, value: Tensor) -> Tensor:
 
 
 def factorize(mdp: MDP, policy: Tensor) -> Factor:
-    """The LU of I − γP_π, which serves Newton's step and the adjoint alike.
+    """A factor of I − γP_π, which serves Newton's step and the adjoint alike.
 
     Args:
         policy: [B, S, A].
 
     Returns:
-        factors of [B, S, S]. Cost: O(S²A + S³).
+        factors of [B, S, S].
+
+    Raises:
+        InvalidProblem: the matrix is singular, or so nearly that nothing of a solution would be right.
+
+    Cost: O(S²A + S³); O(Sm²) where P is sparse with a narrow band m.
     """
-    matrix = policy_transition(mdp.transition, policy).mul_(-mdp.discount)
-    matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    lu, pivots = torch.linalg.lu_factor(matrix)
-    return Factor(lu, pivots)
+    transition = mdp.transition
+    if isinstance(transition, SparseTransition):
+        factor: Factor = transition.factorize(policy, mdp.discount)
+    else:
+        matrix = policy_transition(transition, policy).mul_(-mdp.discount)
+        matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        factor = DenseLU.of(matrix)
+    if 1.0 - mdp.discount < 1e-10:
+        _refuse_endless(factor, policy)
+    return factor
+
+
+def _refuse_endless(factor: Factor, policy: Tensor) -> None:
+    """An M-matrix has ‖A⁻¹‖_∞ = max A⁻¹1, the discounted length of an episode: at 1/ε no digit of a solution is right."""
+    lengths = factor.solve(torch.ones_like(policy[..., 0]), transposed=False)
+    if not bool((lengths.abs() < 1e-3 / torch.finfo(lengths.dtype).eps).all()):
+        raise InvalidProblem(
+            f"I − γP_π is singular to working precision: 1 − γ is {float(lengths.abs().amax().reciprocal()):.2g} for episodes that hardly end; take a smaller discount, such as 0.99"
+        )
 
 
 def solve_transposed(factor: Factor, right: Tensor, *, transposed: bool = True) -> Tensor:
-    """(I − γP_π)^{-T} b, or (I − γP_π)^{-1} b with ``transposed=False``: [B, S] → [B, S]. Cost: O(S²)."""
-    solved: Tensor = torch.linalg.lu_solve(factor.lu, factor.pivots, right.unsqueeze(-1), adjoint=transposed)
-    return solved.squeeze(-1)
+    """(I − γP_π)^{-T} b, or (I − γP_π)^{-1} b with ``transposed=False``: [B, S] → [B, S]. Cost: O(S²), O(Sm) in a band."""
+    return factor.solve(right, transposed=transposed)
 
 
 def policy_value(mdp: MDP, policy: Tensor, factor: Factor | None = None) -> Tensor:
@@ -219,7 +282,7 @@ def adjoint(mdp: MDP, policy: Tensor, cotangent: Tensor, factor: Factor | None =
         mdp: M_τ(x).
         policy: [B, S, A] π at the solution.
         cotangent: [B, S, A] c = ∂g/∂Q.
-        factor: the LU of I − γP_π, where the solver has kept it.
+        factor: that of I − γP_π, where the solver has kept it.
 
     Returns:
         [B, S, A] z. Cost: O(S²A), and O(S³) where there is no factor.

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bilevel_gym.linear import Factor
+from bilevel_gym.transitions import SparseTransition
 
 __all__ = [
     "MDP",
@@ -51,23 +54,14 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------- what flows
 
 
-class Factor(NamedTuple):
-    """An LU factorization of I − γP_π, as ``torch.linalg.lu_factor`` returns it."""
-
-    lu: Tensor
-    """[B, S, S] packed factors."""
-    pivots: Tensor
-    """[B, S] pivots."""
-
-
 @dataclass(frozen=True, slots=True)
 class MDP:
     """The follower's decision problem M_τ(x) = (S, A, P(x), r(x), γ, τ, ρ) at one x (mathematics §1)."""
 
     reward: Tensor
     """[B, S, A] r(x)."""
-    transition: Tensor
-    """[B, S, A, S] P(x); a row sums to one less the probability that the episode ends there."""
+    transition: Tensor | SparseTransition
+    """[B, S, A, S] P(x), dense or sparse, which the functions of ``numerics`` do not tell apart; a row sums to one less the probability that the episode ends there."""
     start: Tensor
     """[B, S] ρ."""
     discount: float
@@ -144,7 +138,7 @@ class Response:
     converged: bool = False
     """Whether the solver met its own tolerance (False for a fixed number of sweeps)."""
     factor: Factor | None = None
-    """The LU of I − γP_π at *this* π, where the solver has one."""
+    """A factor of I − γP_π at *this* π, where the solver has one."""
     state: Any = None
     """The warm start: whatever the solver wants back."""
 
@@ -328,7 +322,7 @@ class TabularWorldLike(World, Protocol):
         """[B, S, A] the world's own reward, which only teachers and metrics may read."""
         ...
 
-    def transition_at(self, x: Tensor) -> Tensor:
+    def transition_at(self, x: Tensor) -> Tensor | SparseTransition:
         """P(x): [B, S, A, S]."""
         ...
 

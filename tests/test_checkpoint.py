@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from bilevel_gym import checkpoint
 from bilevel_gym.envs import Counters
 from bilevel_gym.errors import CheckpointError
-from bilevel_gym.types import Evaluation, Factor, Response
+from bilevel_gym.linear import DenseLU
+from bilevel_gym.types import Evaluation, Response
 
 
 def same(first: Any, second: Any) -> bool:
@@ -72,7 +73,7 @@ NESTS = st.recursive(
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
         st.dictionaries(st.one_of(st.text(max_size=4), st.integers(0, 9)), inner, max_size=3),
-        st.builds(Factor, inner, inner),
+        st.builds(DenseLU, inner, inner),
         st.builds(Response, policy=inner, value=TENSORS, state=inner),
         st.builds(Evaluation, TENSORS, metrics=st.dictionaries(st.text(max_size=4), st.floats(), max_size=3)),
         st.builds(Counters, st.integers(0, 9)),

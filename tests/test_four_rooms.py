@@ -66,7 +66,7 @@ def test_the_follower_sees_the_incentives():
         expected = -0.2 * share[:-1]
         expected[goal] = 1.0
         torch.testing.assert_close(mdp.reward[follower], expected[:, None].expand(104, 4))
-        assert float(mdp.transition[follower, goal].sum()) == 0.0
+        assert float(mdp.transition.dense()[follower, goal].sum()) == 0.0
 
 
 @pytest.mark.parametrize(("horizon", "penalty", "trajectories"), [(200, 5.0, 800), (30, 3.0, 3000)])

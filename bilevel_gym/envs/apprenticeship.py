@@ -13,6 +13,7 @@ from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.numerics import dense
 from bilevel_gym.objectives import DemonstrationLikelihood
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
@@ -126,7 +127,7 @@ def reward_null_space(problem: BilevelProblem, *, tolerance: float = 1e-10) -> T
     """
     world, features = problem.world, problem.reward.features  # type: ignore[attr-defined]
     states = world.states  # type: ignore[attr-defined]
-    transition = world.transition_at(torch.zeros(problem.dimension, dtype=features.dtype, device=features.device))  # type: ignore[attr-defined]
+    transition = dense(world.transition_at(torch.zeros(problem.dimension, dtype=features.dtype, device=features.device)))  # type: ignore[attr-defined]
     reached, before = world.start > 0, None  # type: ignore[attr-defined]
     while before is None or not torch.equal(reached, before):
         before = reached

@@ -12,6 +12,7 @@ from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import dense
 from bilevel_gym.objectives import ReturnObjective
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
@@ -97,5 +98,5 @@ def _features(world: TabularWorld, kind: Kind) -> Tensor:
     if kind == "dense":
         return torch.eye(states * actions, dtype=torch.float64).view(states, actions, -1)
     if kind == "potential":
-        return world.discount * world.transition - torch.eye(states, dtype=torch.float64, device=world.start.device)[:, None]
+        return world.discount * dense(world.transition) - torch.eye(states, dtype=torch.float64, device=world.start.device)[:, None]
     raise InvalidProblem(f"kind is {kind!r}: choose 'dense' or 'potential'")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.exact import refuse_unless_explicit
-from bilevel_gym.numerics import backup, expect_next, policy_transition, push_forward
+from bilevel_gym.numerics import backup, expect_next, push_forward, staying
 from bilevel_gym.types import MDP, Evaluation, Hypergradient, Oracle, Problem, Response
 
 __all__ = ["Implicit"]
@@ -97,8 +97,12 @@ class Implicit:
 
 
 def _safe_step(mdp: MDP, policy: Tensor) -> Tensor:
-    """1/(‖A‖₁‖A‖_∞) with A = (I − γP_π)ᵀ: [B, 1]."""
-    matrix = policy_transition(mdp.transition, policy).mul_(-mdp.discount)
-    matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    size = matrix.abs()
-    return 1.0 / (size.sum(-1).amax(-1) * size.sum(-2).amax(-1)).unsqueeze(-1)
+    """1/(‖A‖₁‖A‖_∞) with A = (I − γP_π)ᵀ: [B, 1].
+
+    |I − γP_π| is I + γP_π less twice γ times its diagonal: its row and column sums need no matrix.
+    """
+    gamma, transition = mdp.discount, mdp.transition
+    once = 1.0 - 2.0 * gamma * (policy * staying(transition)).sum(-1)
+    by_row = once + gamma * (policy * expect_next(transition, torch.ones_like(mdp.start))).sum(-1)
+    by_column = once + gamma * push_forward(transition, policy)
+    return 1.0 / (by_row.amax(-1) * by_column.amax(-1)).unsqueeze(-1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.numerics import Transitions
+from bilevel_gym.transitions import SparseTransition
 
 __all__ = ["LARGEST_ENUMERATION", "Enumeration", "enumerate_fragments"]
 
@@ -28,11 +30,11 @@ class Enumeration(NamedTuple):
     """[F] under the policy, differentiable in it; they sum to one."""
 
 
-def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, length: int) -> Enumeration:
+def enumerate_fragments(transition: Transitions, start: Tensor, policy: Tensor, length: int) -> Enumeration:
     """Every fragment of H steps from the reset, whose dynamics have a positive probability.
 
     Args:
-        transition: [S, A, S], sub-stochastic rows end the episode.
+        transition: [S, A, S], dense or sparse, sub-stochastic rows end the episode.
         start: [S].
         policy: [S, A].
         length: H.
@@ -45,10 +47,7 @@ def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, lengt
     """
     if transition.ndim != 3 or policy.ndim != 2:
         raise UnsupportedProblem("fragments are enumerated for one problem at a time, not for a batch")
-    count, actions, _ = transition.shape
-    ended = (1.0 - transition.sum(-1, keepdim=True)).clamp_min(0.0)
-    ended = torch.where(ended < 1e-12, 0.0, ended)
-    moves = torch.cat([transition, ended], -1)
+    actions = transition.shape[1]
     state = start.nonzero().squeeze(-1)
     alive = torch.ones_like(state, dtype=torch.bool)
     empty = state[:, None][:, :0]
@@ -73,17 +72,19 @@ def enumerate_fragments(transition: Tensor, start: Tensor, policy: Tensor, lengt
                 f"there are more than {LARGEST_ENUMERATION} fragments of {length} steps: shorten them, or use the sampled estimators"
             )
         if step + 1 < length:
-            found, state, alive = _move(found, moves, state, action, alive, count)
+            found, state, alive = _move(found, transition, state, action, alive)
     return found
 
 
-def _move(
-    found: Enumeration, moves: Tensor, state: Tensor, action: Tensor, alive: Tensor, count: int
-) -> tuple[Enumeration, Tensor, Tensor]:
-    """Follow every possible transition, the end of the episode (the last column of ``moves``) among them."""
-    stay = torch.zeros_like(moves[0, 0])
+def _move(found: Enumeration, transition: Transitions, state: Tensor, action: Tensor, alive: Tensor) -> tuple[Enumeration, Tensor, Tensor]:
+    """Follow every possible transition, the end of the episode (one more column) among them."""
+    moves = transition.rows(state, action) if isinstance(transition, SparseTransition) else transition[state, action]
+    ended = (1.0 - moves.sum(-1, keepdim=True)).clamp_min(0.0)
+    chances = torch.cat([moves, torch.where(ended < 1e-12, 0.0, ended)], -1)
+    count = moves.shape[-1]
+    stay = torch.zeros_like(chances[0])
     stay[count] = 1.0
-    chances = torch.where(alive[:, None], moves[state, action], stay)
+    chances = torch.where(alive[:, None], chances, stay)
     row, following = chances.nonzero().unbind(-1)
     moved = Enumeration(found.states[row], found.actions[row], found.alive[row], found.probability[row] * chances[row, following])
     lives = following < count

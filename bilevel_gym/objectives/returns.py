@@ -13,6 +13,7 @@ from bilevel_gym.numerics import (
     ArrayLike,
     as_table,
     expect_next,
+    expect_pairs,
     factorize,
     gradients,
     policy_transition,
@@ -177,7 +178,7 @@ class ReturnObjective(ExplicitObjective):
         # V̄_{t+1} = Σ_{j < T−t−1} (γ̄P̄_π)^j (one step's cost): partial sums, read backwards; V̄_T = 0.
         ahead = torch.cat([torch.zeros_like(gains[..., :1, :]), gains[..., :-1, :].cumsum(-2)], -2).flip(-2)
         pairs = laws.mT @ ahead
-        return laws.sum(-2), mdp.discount * torch.einsum("...sat,...st->...sa", mdp.transition, pairs), pairs if moves else None
+        return laws.sum(-2), mdp.discount * expect_pairs(mdp.transition, pairs), pairs if moves else None
 
 
 def _powers(mdp: MDP, policy: Tensor) -> list[Tensor]:

@@ -144,8 +144,16 @@ class TabularSolver(ABC, Generic[State]):
         return response if problem.world.context_weights is None else replace(response, gap=response.gap.amax(-1))
 
     def _done(self, mdp: MDP, state: State) -> bool:
-        """Certified everywhere, or as far as rounding lets it get."""
+        """Certified everywhere, or as far as rounding lets it get.
+
+        Raises:
+            InvalidProblem: the residual is not finite.
+        """
         gap, scale = self._gap(mdp, state)
+        if not bool(gap.isfinite().all()):
+            raise InvalidProblem(
+                "the soft Bellman residual is not finite: there is a NaN or an infinity in r_x, in P(x) or in the warm start; look at x first"
+            )
         return bool((self._certified(mdp, gap) | (gap <= torch.finfo(gap.dtype).eps * 8.0 * scale)).all())
 
     def _certified(self, mdp: MDP, gap: Tensor) -> Tensor:

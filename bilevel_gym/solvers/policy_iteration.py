@@ -27,10 +27,10 @@ class SoftPolicyIteration(TabularSolver[_Newton]):
     """V ← V + (I − γP_π)⁻¹ (F(x,V) − V) with π = ∇Ω*(backup(x,V)/τ): Newton's method, the same as soft policy iteration.
 
     Source: mathematics §2; the equivalence is that of arXiv 2310.07211. Convergence is monotone from any start and quadratic at
-    the end: 5 to 8 steps. The response pairs π with V^π, its exact soft value, and with the LU of I − γP_π at this very π, so the
+    the end: 5 to 8 steps. The response pairs π with V^π, its exact soft value, and with a factor of I − γP_π at this very π, so the
     adjoint solve of the hyper-gradient costs two triangular solves.
 
-    Cost: O(S²A + S³) a step.
+    Cost: O(S²A + S³) a step; O(Sm²) on a sparse world, m its bandwidth: the shorter side of a gridworld.
     """
 
     _: KW_ONLY

@@ -1,5 +1,6 @@
 """The dynamics: what x cannot choose."""
 
+from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.worlds.gridworlds import DIRECTIONS, FOUR_ROOMS, SIDEWAYS, Grid, GridWorld, chain, four_rooms, open_grid
 from bilevel_gym.worlds.mujoco import mujoco_world
 from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
@@ -17,6 +18,7 @@ __all__ = [
     "GridWorld",
     "LinearPolicy",
     "Simulation",
+    "SparseTransition",
     "TabularWorld",
     "Transition",
     "UniformPolicy",

@@ -10,6 +10,7 @@ import torch
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike
+from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.worlds.tabular import TabularWorld
 
 __all__ = ["DIRECTIONS", "FOUR_ROOMS", "SIDEWAYS", "Grid", "GridWorld", "chain", "four_rooms", "open_grid"]
@@ -155,12 +156,12 @@ class GridWorld(TabularWorld):
         for mark, reward in (rewards or {}).items():
             table[self.grid.marked(mark)] += reward
         begin = np.ones(states) if start is None else self.grid.marked(start).astype(np.float64)
-        transition = (1.0 - ends)[:, :, None, None] * _moves(self.grid, slip, scatter)
         termination, true_reward = np.stack([ends, table + goal_reward * ends])[..., None].repeat(actions, -1)
+        weights: ArrayLike | None = np.full(len(ends), 1.0 / len(ends)) if context_weights is None else context_weights
         if isinstance(goals, str):
-            super().__init__(transition[0], begin / begin.sum(), discount, termination[0], true_reward=true_reward[0], device=device)
-            return
-        weights = np.full(len(ends), 1.0 / len(ends)) if context_weights is None else context_weights
+            ends, termination, true_reward, weights = ends[0], termination[0], true_reward[0], None
+        successors, probability = _moves(self.grid, slip, scatter)
+        transition = SparseTransition(torch.as_tensor(successors), torch.as_tensor((1.0 - ends)[..., None, None] * probability))
         super().__init__(
             transition, begin / begin.sum(), discount, termination, true_reward=true_reward, context_weights=weights, device=device
         )
@@ -222,8 +223,8 @@ def open_grid(side: int, *, discount: float = 0.99, slip: float = 0.1, device: s
     return GridWorld(rows, discount, slip=slip, device=device)
 
 
-def _moves(grid: Grid, slip: float, scatter: float) -> np.ndarray:
-    """[S, A, S] the probabilities before any episode ends."""
+def _moves(grid: Grid, slip: float, scatter: float) -> tuple[np.ndarray, np.ndarray]:
+    """[S, U] where one can get to and [S, A, U] with what probability, before any episode ends."""
     for name, value in (("slip", slip), ("scatter", scatter)):
         if not 0.0 <= value <= 1.0:
             raise InvalidProblem(f"{name} is {value}: it is a probability, in [0, 1]")
@@ -232,7 +233,8 @@ def _moves(grid: Grid, slip: float, scatter: float) -> np.ndarray:
         raise InvalidProblem("slip carries out another action, and there is only one: leave slip at 0")
     carried = np.full((actions, actions), slip / max(actions - 1, 1))
     np.fill_diagonal(carried, 1.0 - slip)
-    result = np.full((states, actions, states), scatter / states)
-    for taken in range(actions):
-        result[np.arange(states), :, grid.moves[:, taken]] += (1.0 - scatter) * carried[:, taken]
-    return result
+    moves, law = grid.moves, np.broadcast_to((1.0 - scatter) * carried, (states, actions, actions))
+    if scatter:
+        moves = np.concatenate([moves, np.broadcast_to(np.arange(states), (states, states))], -1)
+        law = np.concatenate([law, np.full((states, actions, states), scatter / states)], -1)
+    return moves, law

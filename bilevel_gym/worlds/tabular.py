@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.numerics import ArrayLike, as_table, stack_functions, vjp
+from bilevel_gym.numerics import ArrayLike, Transitions, as_table, dense, stack_functions, vjp
+from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.types import Trajectory
+from bilevel_gym.worlds.playing import play, play_on
 
 __all__ = ["ControlledWorld", "TabularWorld"]
 
@@ -21,13 +23,14 @@ class TabularWorld:
     An ended episode has value 0 and earns no entropy: a row of P sums to one less the probability that the episode ends there.
 
     Args:
-        transition: [S, A, S] or [B, S, A, S], P(s' | s, a).
+        transition: [S, A, S] or [B, S, A, S], P(s' | s, a), or a ``SparseTransition``, with which the table is never written out.
         start: [S] or [B, S], ρ.
         discount: γ in [0, 1).
         termination: [S, A] or [B, S, A], the probability that the episode ends after (s, a); 0 everywhere by default.
         true_reward: [S, A] or [B, S, A], the world's own reward, which only teachers and metrics read.
         context_weights: [C] where one leader faces C followers: their weights, with sum one. All tables then have an axis C before S
             (of size 1 where the followers share them); ``start`` is repeated where it has none.
+        sparse: how P is kept: as lists of successors, as a table, or (None) whichever its density speaks for.
         device: where the tables live.
 
     Raises:
@@ -38,22 +41,20 @@ class TabularWorld:
 
     def __init__(
         self,
-        transition: ArrayLike,
+        transition: ArrayLike | SparseTransition,
         start: ArrayLike,
         discount: float,
         termination: ArrayLike | None = None,
         *,
         true_reward: ArrayLike | None = None,
         context_weights: ArrayLike | None = None,
+        sparse: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.transition = as_table(transition, device)
-        if self.transition.ndim < 3 or self.transition.shape[-1] != self.transition.shape[-3]:
-            raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: it must be [S, A, S] or [B, S, A, S]")
-        if 0 in self.transition.shape:
-            raise InvalidProblem(f"transition has shape {tuple(self.transition.shape)}: there must be one state and one action at least")
-        ends = torch.zeros_like(self.transition[..., 0]) if termination is None else as_table(termination, device)
-        _check_rows(self.transition, ends)
+        self.transition = _stored(transition, sparse, device)
+        weights = self.transition.probability if isinstance(self.transition, SparseTransition) else self.transition
+        ends = torch.zeros_like(weights[..., 0]) if termination is None else as_table(termination, device)
+        _check_rows(weights, ends)
         self.termination = ends
         self.context_weights = None if context_weights is None else _check_weights(as_table(context_weights, device))
         self.start = _check_start(self._per_context(as_table(start, device)), self.states)
@@ -85,7 +86,7 @@ class TabularWorld:
             return None if getattr(first, name) is None else torch.stack([getattr(world, name) for world in worlds])
 
         return TabularWorld(
-            tables("transition"),
+            _stacked([world.transition for world in worlds]),
             tables("start"),
             first.discount,
             tables("termination"),
@@ -104,7 +105,7 @@ class TabularWorld:
         """A."""
         return self.transition.shape[-2]
 
-    def transition_at(self, x: Tensor) -> Tensor:
+    def transition_at(self, x: Tensor) -> Transitions:
         """P, whatever x is: [B, S, A, S]."""
         return self.transition
 
@@ -137,10 +138,8 @@ class TabularWorld:
         parts = []
         for context, count in enumerate(torch.bincount(contexts).tolist()):
             if count:
-                transition, reward = (
-                    None if table is None else table[min(context, len(table) - 1)] for table in (self.transition, self.true_reward)
-                )
-                assert transition is not None
+                transition = self.transition[min(context, self.transition.shape[0] - 1)]
+                reward = None if self.true_reward is None else self.true_reward[min(context, len(self.true_reward) - 1)]
                 parts.append(play(transition, self.start[context], reward, policy[context], count, steps, generator))
         states, actions, alive = (torch.cat([getattr(part, name) for part in parts]) for name in ("states", "actions", "alive"))
         rewards = [part.rewards for part in parts if part.rewards is not None]
@@ -207,6 +206,7 @@ class ControlledWorld(TabularWorld):
             1.0 - transition.sum(-1),
             true_reward=true_reward,
             context_weights=context_weights,
+            sparse=False,
             device=device,
         )
 
@@ -270,76 +270,28 @@ class ControlledWorld(TabularWorld):
         return self.rollout(policy, trajectories=len(states), steps=0, generator=generator)
 
 
-def play(
-    transition: Tensor, start: Tensor, true_reward: Tensor | None, policy: Tensor, trajectories: int, steps: int, generator: torch.Generator
-) -> Trajectory:
-    """Draw trajectories of a tabular policy, all of them at once.
-
-    Args:
-        transition: [S, A, S], sub-stochastic rows end the episode.
-        start: [S].
-        true_reward: [S, A] or None.
-        policy: [S, A].
-
-    Returns:
-        [N, T] states and actions. Cost: O(T·N·S).
-    """
-    _check_single(transition, policy)
-    states = torch.multinomial(start, trajectories, replacement=True, generator=generator)
-    return play_on(transition, true_reward, policy, states, steps, generator)
+def _stacked(transitions: Sequence[Transitions]) -> Transitions:
+    """P of many worlds with a leading axis B: as lists of successors where all of them have the same."""
+    sparse = [found for found in transitions if isinstance(found, SparseTransition)]
+    if len(sparse) == len(transitions) and all(torch.equal(found.successors, sparse[0].successors) for found in sparse):
+        return SparseTransition(sparse[0].successors, torch.stack([found.probability for found in sparse]))
+    return torch.stack([dense(found) for found in transitions])
 
 
-def play_on(
-    transition: Tensor,
-    true_reward: Tensor | None,
-    policy: Tensor,
-    states: Tensor,
-    steps: int | Tensor,
-    generator: torch.Generator,
-    actions: Tensor | None = None,
-) -> Trajectory:
-    """Draw trajectories of a tabular policy from given states, all of them at once.
-
-    Args:
-        transition: [S, A, S], sub-stochastic rows end the episode.
-        true_reward: [S, A] or None.
-        policy: [S, A].
-        states: [N] where each begins.
-        steps: how many for all, or [N] for each; T is the largest.
-        generator: the source of the draws.
-        actions: [N] what each plays first; None draws that, too.
-
-    Returns:
-        [N, T] states and actions, not ``alive`` past the end of the episode or one's own number of steps. Cost: O(T·N·S).
-    """
-    _check_single(transition, policy)
-    count, choices = transition.shape[0], transition.shape[1]
-    ended = 1.0 - transition.sum(-1, keepdim=True)
-    moves = torch.cat([transition, ended.clamp_min(0.0)], -1).reshape(count * choices, count + 1)
-    limit = torch.as_tensor(steps, device=transition.device).expand(states.shape)
-    order = limit.argsort(descending=True, stable=True)  # those that still play are a prefix, and nothing is drawn for the others
-    playing = (limit[:, None] > torch.arange(int(limit.max()), device=limit.device)).sum(0).tolist()
-    shape = (len(states), len(playing))
-    visited, chosen = states.new_zeros(shape), states.new_zeros(shape)
-    living = torch.zeros(shape, dtype=torch.bool, device=states.device)
-    state, alive = states[order], torch.ones_like(living[:, 0])
-    for time, number in enumerate(playing):
-        state, alive = state[:number], alive[:number]
-        first = actions[order] if actions is not None and time == 0 else None
-        action = torch.multinomial(policy[state], 1, generator=generator).squeeze(-1) if first is None else first
-        visited[:number, time], chosen[:number, time], living[:number, time] = state, action, alive
-        following = torch.multinomial(moves[state * choices + action], 1, generator=generator).squeeze(-1)
-        alive = alive & (following < count)
-        state = torch.where(alive, following, state)
-    back = order.argsort()
-    visited, chosen, living = visited[back], chosen[back], living[back]
-    rewards = None if true_reward is None else true_reward[visited, chosen] * living
-    return Trajectory(visited, chosen, living, rewards)
-
-
-def _check_single(transition: Tensor, policy: Tensor) -> None:
-    if transition.ndim != 3 or policy.ndim != 2:
-        raise InvalidProblem("trajectories are drawn for one problem at a time, not for a batch: take one of them out")
+def _stored(transition: ArrayLike | SparseTransition, sparse: bool | None, device: str | torch.device) -> Transitions:
+    """P in the form that is asked for, or in the one that fits its density."""
+    if isinstance(transition, SparseTransition):
+        given = transition.to(device)
+        return given if (given.narrow if sparse is None else sparse) else given.dense()
+    table = as_table(transition, device)
+    if table.ndim < 3 or table.shape[-1] != table.shape[-3]:
+        raise InvalidProblem(f"transition has shape {tuple(table.shape)}: it must be [S, A, S] or [B, S, A, S]")
+    if 0 in table.shape:
+        raise InvalidProblem(f"transition has shape {tuple(table.shape)}: there must be one state and one action at least")
+    if sparse is False:
+        return table
+    found = SparseTransition.from_dense(table)
+    return found if sparse or found.narrow else table
 
 
 def _check_rows(transition: Tensor, termination: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import ArrayLike
+from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.worlds.tabular import TabularWorld
 
 __all__ = ["from_gymnasium"]
@@ -54,18 +55,16 @@ def from_gymnasium(
             made.close()
 
 
-def _tables(outcomes: Mapping[int, Mapping[int, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tables(outcomes: Mapping[int, Mapping[int, Any]]) -> tuple[SparseTransition, np.ndarray, np.ndarray]:
     """[S, A, S] the probabilities of going on, [S, A] of ending, and [S, A] the mean reward."""
     states, actions = len(outcomes), len(next(iter(outcomes.values()), {}))
     if sorted(outcomes) != list(range(states)) or any(sorted(row) != list(range(actions)) for row in outcomes.values()):
         raise InvalidProblem("P must number its states 0 to S − 1, and in each of them the same actions 0 to A − 1")
-    transition, termination, reward = np.zeros((states, actions, states)), np.zeros((states, actions)), np.zeros((states, actions))
+    branches = max((len(found) for row in outcomes.values() for found in row.values()), default=0)
+    table = np.zeros((4, states, actions, branches))
     for state, row in outcomes.items():
-        for action, branches in row.items():
-            for probability, following, earned, terminated in branches:
-                reward[state, action] += probability * earned
-                if terminated:
-                    termination[state, action] += probability
-                else:
-                    transition[state, action, following] += probability
-    return transition, termination, reward
+        for action, found in row.items():
+            table[:, state, action, : len(found)] = np.asarray(found, dtype=np.float64).reshape(-1, 4).T
+    chance, following, earned, ends = table
+    transition = SparseTransition.from_pairs(torch.as_tensor(following.astype(np.int64)), torch.as_tensor(chance * (1.0 - ends)))
+    return transition, (chance * ends).sum(-1), (chance * earned).sum(-1)

@@ -284,6 +284,7 @@ def test_cleaning_beats_no_cleaning():
     env = gym.make("bilevel/DataHyperCleaning-v0", train=250, steps=25)
     _, info = env.reset(seed=0)
     assert 0.4 < info["separation"] < 0.6
+    assert 0.08 < float(env.unwrapped.x.std()) < 0.12  # all weights near one half
     problem = env.unwrapped.problem
     equal = GradientDescentSolver(tolerance=1e-3).solve(problem, torch.full((250,), 10.0, dtype=torch.float64))
     uncleaned = problem.objective.metrics(problem, env.unwrapped.x, equal.policy)["test_accuracy"]

@@ -105,6 +105,12 @@ CATALOGUE: dict[str, Entry] = {
         "digits with wrong labels: a weight for each training sample, chosen on a clean set",
         agents=("aid",),
     ),
+    "bilevel/SoftLQR-v0": Entry(
+        "bilevel_gym.envs.soft_lqr:soft_lqr",
+        100,
+        "cost weights of a maximum-entropy linear-quadratic regulator, continuous actions, exact",
+        agents=("exact",),
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

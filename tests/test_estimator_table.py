@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_gym.envs import ProblemOracle
-from bilevel_gym.hypergradients import AID, Exact, ScoreFunction, SecondOrder
+from bilevel_gym.envs import ProblemOracle, draw_soft_lqr
+from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, ScoreFunction, SecondOrder
 from bilevel_gym.objectives import DemonstrationLikelihood
-from bilevel_gym.solvers import GradientDescentSolver, SoftPolicyIteration
+from bilevel_gym.solvers import GradientDescentSolver, Riccati, SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient
 from tests import problems
 from tests.test_hypergradient_exact import ConvergedImplicit
@@ -36,13 +36,17 @@ PROBLEMS = {
     "preference": lambda: problems.preference(0),
     "preference-ending": lambda: problems.preference(2, ends=True),
     "convex": lambda: problems.convex(0),
+    "regulator": lambda: draw_soft_lqr(np.random.default_rng(0))[0],
 }
-"""One of each kind."""
+SOLVERS = {"regulator": Riccati()}
+
+"""One of each kind, and what solves it where it is no table."""
 
 EXACT = {
     "Exact": (Exact(), 1e-6),
     "Implicit, converged": (ConvergedImplicit(), 1e-6),
     "SecondOrder, undamped": (SecondOrder(damping=1e-13, iterations=1000, tolerance=1e-13), 1e-6),
+    "ExactRiccati": (ExactRiccati(), 1e-6),
     "AID": (AID(iterations=100, tolerance=1e-13), 1e-6),
 }
 """Deterministic estimators, and the relative error that they must be below."""
@@ -65,13 +69,14 @@ EXPLICIT = (
     "return-contexts",
     "likelihood",
 )
-NO_LOSS, CONVEX, SPARSE = "no loss", "lower level is a function", "Tsallis"
+NO_LOSS, CONVEX, SPARSE, NO_TABLE = "no loss", "lower level is a function", "Tsallis", "transition probabilities"
 REFUSED = {
-    "Exact": {"convex": CONVEX},
-    "Implicit, converged": {"convex": CONVEX, "tsallis": SPARSE},
-    "SecondOrder, undamped": {"convex": CONVEX, "tsallis": SPARSE},
+    "Exact": {"convex": CONVEX, "regulator": NO_TABLE},
+    "Implicit, converged": {"convex": CONVEX, "tsallis": SPARSE, "regulator": NO_TABLE},
+    "SecondOrder, undamped": {"convex": CONVEX, "tsallis": SPARSE, "regulator": NO_TABLE},
+    "ExactRiccati": dict.fromkeys([name for name in PROBLEMS if name != "regulator"], "Riccati"),
     "AID": dict.fromkeys([name for name in PROBLEMS if name != "convex"], "."),
-    **{name: {**dict.fromkeys(EXPLICIT, NO_LOSS), "convex": "."} for name in SAMPLED},
+    **{name: {**dict.fromkeys(EXPLICIT, NO_LOSS), "convex": ".", "regulator": NO_LOSS} for name in SAMPLED},
 }
 """A pattern of the reason, for each pair that does not fit."""
 
@@ -86,7 +91,7 @@ def made(name):
     """A problem, a point, and the truth there by central differences."""
     problem = PROBLEMS[name]()
     x = problems.point(problem, len(name))
-    return problem, x, None if name == "convex" else central_differences(problem, x)
+    return problem, x, None if name == "convex" else central_differences(problem, x, solver=SOLVERS.get(name, SOLVER))
 
 
 @pytest.mark.parametrize("estimator", [*EXACT, *SAMPLED])
@@ -106,8 +111,9 @@ def test_the_table(name, estimator):
     elif tolerance is None:
         check_hypergradient(problem, x, asked, estimates=120)
     else:
-        response = SOLVER.solve(problem, x)
-        oracle = ProblemOracle(problem, SOLVER, torch.Generator())
+        solver = SOLVERS.get(name, SOLVER)
+        response = solver.solve(problem, x)
+        oracle = ProblemOracle(problem, solver, torch.Generator())
         found, _ = asked(oracle, x, response, oracle.evaluate(x, response), asked.init(oracle))
         assert np.linalg.norm(found.value.numpy() - truth) < tolerance * np.linalg.norm(truth)
 

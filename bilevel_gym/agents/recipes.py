@@ -10,7 +10,7 @@ import torch
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
-from bilevel_gym.hypergradients import AID, Exact, Implicit, Penalty, ScoreFunction, SecondOrder
+from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Implicit, Penalty, ScoreFunction, SecondOrder
 from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 
@@ -34,13 +34,15 @@ def aid(env: OuterEnv, *, learning_rate: float = 1.0, iterations: int = 20, tole
 
 
 def exact(env: OuterEnv, *, learning_rate: float = 8e-3) -> HypergradientAgent:
-    """Gradient descent on φ with the exact hyper-gradient (``hypergradients.Exact``; mathematics §3).
+    """Gradient descent on φ with the exact hyper-gradient: ``hypergradients.Exact`` on tables, ``ExactRiccati`` on linear-quadratic tasks.
 
     Args:
-        env: a tabular outer environment, best with ``solver="policy_iteration"``.
+        env: an outer environment whose follower is solved, such as a tabular one with ``solver="policy_iteration"``.
         learning_rate: β.
     """
-    return HypergradientAgent(env, Exact(), partial(GradientDescent, lr=learning_rate))
+    problem: Any = getattr(env.unwrapped, "problem", None)
+    riccati = problem is not None and ExactRiccati().supports(problem) is None
+    return HypergradientAgent(env, ExactRiccati() if riccati else Exact(), partial(GradientDescent, lr=learning_rate))
 
 
 def m_sobirl(

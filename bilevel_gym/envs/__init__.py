@@ -14,6 +14,7 @@ from bilevel_gym.envs.rendering import grid_picture, policy_picture
 from bilevel_gym.envs.reward_shaping import reward_shaping
 from bilevel_gym.envs.ridge_regression import draw_ridge_regression, ridge_regression
 from bilevel_gym.envs.robot_navigation import drive_cost, robot_navigation
+from bilevel_gym.envs.soft_lqr import draw_soft_lqr, soft_lqr
 from bilevel_gym.envs.stackelberg_game import MarkovGame, draw_markov_game, stackelberg_game
 from bilevel_gym.envs.vector_env import BilevelVectorEnv, Member, VectorOracle
 
@@ -37,6 +38,7 @@ __all__ = [
     "draw_quadratic_bilevel",
     "draw_random_mdp",
     "draw_ridge_regression",
+    "draw_soft_lqr",
     "drive_cost",
     "four_rooms_incentive",
     "grid_picture",
@@ -49,5 +51,6 @@ __all__ = [
     "reward_shaping",
     "ridge_regression",
     "robot_navigation",
+    "soft_lqr",
     "stackelberg_game",
 ]

@@ -6,6 +6,7 @@ from bilevel_gym.hypergradients.exact import Exact
 from bilevel_gym.hypergradients.implicit import Implicit
 from bilevel_gym.hypergradients.penalty import Penalty, PenaltyState
 from bilevel_gym.hypergradients.per_problem import PerProblem
+from bilevel_gym.hypergradients.riccati import ExactRiccati
 from bilevel_gym.hypergradients.score_function import ScoreFunction, ScoreState
 from bilevel_gym.hypergradients.second_order import SecondOrder
 
@@ -13,6 +14,7 @@ __all__ = [
     "AID",
     "Critic",
     "Exact",
+    "ExactRiccati",
     "GivenCritic",
     "Implicit",
     "Penalty",

@@ -4,6 +4,7 @@ from bilevel_gym.objectives.enumeration import Enumeration, enumerate_fragments
 from bilevel_gym.objectives.likelihood import DemonstrationLikelihood
 from bilevel_gym.objectives.policy import ExplicitObjective, QuadraticObjective
 from bilevel_gym.objectives.preference import PreferenceMemory, PreferenceObjective
+from bilevel_gym.objectives.regulation import RegulationCost
 from bilevel_gym.objectives.returns import ReturnObjective
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "PreferenceMemory",
     "PreferenceObjective",
     "QuadraticObjective",
+    "RegulationCost",
     "ReturnObjective",
     "enumerate_fragments",
 ]

@@ -4,6 +4,7 @@ from bilevel_gym.rewards.box import Box
 from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
 from bilevel_gym.rewards.network import MLPReward
+from bilevel_gym.rewards.quadratic_cost import QuadraticCost
 from bilevel_gym.rewards.tabular import LinearReward, QuadraticReward
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "IncentiveReward",
     "LinearReward",
     "MLPReward",
+    "QuadraticCost",
     "QuadraticReward",
 ]

@@ -4,6 +4,7 @@ from bilevel_gym.solvers.base import TabularSolver
 from bilevel_gym.solvers.continuation import Continuation, Stage, UnregularizedGap, anneal, unregularized_gap
 from bilevel_gym.solvers.gradient_descent import GradientDescentSolver
 from bilevel_gym.solvers.policy_iteration import SoftPolicyIteration
+from bilevel_gym.solvers.riccati import Riccati
 from bilevel_gym.solvers.sac import SAC
 from bilevel_gym.solvers.value_iteration import SoftValueIteration
 
@@ -11,6 +12,7 @@ __all__ = [
     "SAC",
     "Continuation",
     "GradientDescentSolver",
+    "Riccati",
     "SoftPolicyIteration",
     "SoftValueIteration",
     "Stage",

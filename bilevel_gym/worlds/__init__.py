@@ -2,6 +2,7 @@
 
 from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.worlds.gridworlds import DIRECTIONS, FOUR_ROOMS, SIDEWAYS, Grid, GridWorld, chain, four_rooms, open_grid
+from bilevel_gym.worlds.linear_gaussian import LinearGaussianWorld
 from bilevel_gym.worlds.mujoco import mujoco_world
 from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, Transition
@@ -16,6 +17,7 @@ __all__ = [
     "ControlledWorld",
     "Grid",
     "GridWorld",
+    "LinearGaussianWorld",
     "LinearPolicy",
     "Simulation",
     "SparseTransition",

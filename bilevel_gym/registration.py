@@ -26,9 +26,10 @@ class Entry(NamedTuple):
     """Whether ``gym.make_vec`` solves many of them as one batch; the module then has ``<function>_vector`` too."""
 
 
-_TABULAR_AGENTS = ("m_sobirl", "exact", "pbrl", "parl")
-_STEEP_AGENTS = ("exact", "m_sobirl", "pbrl", "parl")
-_PREFERENCE_AGENTS = ("sobirl", "drlhf")
+_BLACK_BOX = ("zero_order", "random_search", "cma_es")
+_TABULAR_AGENTS = ("m_sobirl", "exact", "pbrl", "parl", *_BLACK_BOX)
+_STEEP_AGENTS = ("exact", "m_sobirl", "pbrl", "parl", *_BLACK_BOX)
+_PREFERENCE_AGENTS = ("sobirl", "drlhf", "random_search", "cma_es")
 
 CATALOGUE: dict[str, Entry] = {
     "bilevel/RandomMDP-v0": Entry(
@@ -91,25 +92,25 @@ CATALOGUE: dict[str, Entry] = {
         "bilevel_gym.envs.quadratic_bilevel:quadratic_bilevel",
         100,
         "a strongly convex lower level with everything in closed form: x in R^10, y in R^20",
-        agents=("aid",),
+        agents=("aid", *_BLACK_BOX),
     ),
     "bilevel/RidgeRegression-v0": Entry(
         "bilevel_gym.envs.ridge_regression:ridge_regression",
         100,
         "the penalties of ridge regression, chosen on a validation set",
-        agents=("aid",),
+        agents=("aid", *_BLACK_BOX),
     ),
     "bilevel/DataHyperCleaning-v0": Entry(
         "bilevel_gym.envs.data_hyper_cleaning:data_hyper_cleaning",
         100,
         "digits with wrong labels: a weight for each training sample, chosen on a clean set",
-        agents=("aid",),
+        agents=("aid", *_BLACK_BOX),
     ),
     "bilevel/SoftLQR-v0": Entry(
         "bilevel_gym.envs.soft_lqr:soft_lqr",
         100,
         "cost weights of a maximum-entropy linear-quadratic regulator, continuous actions, exact",
-        agents=("exact",),
+        agents=("exact", *_BLACK_BOX),
     ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",

@@ -21,6 +21,7 @@ __all__ = ["plot_runs", "read_metrics", "smooth"]
 
 _TITLES = {
     "objective": "objective f(x, π)",
+    "best_objective": "lowest objective so far",
     "norm_hypergradient": "norm of the hyper-gradient",
     "gap": "gap of the lower level",
     "true_return": "true return of the learned policy",
@@ -69,8 +70,8 @@ def plot_runs(
     Args:
         folders: of the runs.
         output: where to write the picture (the suffix says how: ``.png``, ``.pdf``, ``.svg``); None writes nothing.
-        metrics: columns of ``metrics.csv``; by default the objective, and the gradient norm or, where it was measured, the true
-            return and the accuracies; what tasks with test sets or a known optimum report comes with the gradient norm.
+        metrics: columns of ``metrics.csv``; by default the objective, and the gradient norm (of a search the lowest objective) or, where it was
+            measured, the true return and the accuracies; what tasks with test sets or a known optimum report comes with the gradient norm.
         over: the horizontal axis: ``"upper_step"``, ``"env_steps"`` or another counter.
 
     Returns:
@@ -140,7 +141,7 @@ def _default_metrics(known: list[str]) -> list[str]:
     usual = (
         ["objective", "true_return", "accuracy_fresh", "accuracy_held_out"]
         if "true_return" in known
-        else ["objective", "norm_hypergradient", "distance", "test_r2", "test_accuracy", "separation"]
+        else ["objective", "norm_hypergradient", "best_objective", "distance", "test_r2", "test_accuracy", "separation"]
     )
     return [name for name in usual if name in known]
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import torch
 
+from bilevel_gym.agents.cma_es import CMAES
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
-from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Implicit, Penalty, ScoreFunction, SecondOrder
+from bilevel_gym.agents.search import RandomSearch, SearchAgent
+from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Implicit, Penalty, ScoreFunction, SecondOrder, ZeroOrder
 from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
+from bilevel_gym.hypergradients.zero_order import Differences
 
-__all__ = ["aid", "drlhf", "exact", "m_sobirl", "parl", "pbrl", "sobirl"]
+__all__ = ["aid", "cma_es", "drlhf", "exact", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "zero_order"]
 
 
 def aid(env: OuterEnv, *, learning_rate: float = 1.0, iterations: int = 20, tolerance: float = 1e-10) -> HypergradientAgent:
@@ -153,3 +157,40 @@ def drlhf(
     return sobirl(
         env, learning_rate=learning_rate, sensitivity=None, batch=batch, updates_per_step=updates_per_step, warmup_updates=warmup_updates
     )
+
+
+def zero_order(
+    env: OuterEnv, *, learning_rate: float = 8e-3, kind: Differences = "two_point", radius: float = 1e-2, directions: int | None = None
+) -> HypergradientAgent:
+    """Gradient descent on differences of φ: ``hypergradients.ZeroOrder``, which sees values only (Flaxman, Kalai, McMahan, SODA 2005).
+
+    Args:
+        env: an outer environment; each upper step costs 2n solves more (2D with finite differences).
+        learning_rate: β; along random directions it has to be about 1 + D/n times smaller than for ``exact``.
+        kind: ``"two_point"`` or ``"finite_differences"``.
+        radius: r, in units of x.
+        directions: n, of two points; None takes 10.
+    """
+    return HypergradientAgent(env, ZeroOrder(kind, radius=radius, directions=directions), partial(GradientDescent, lr=learning_rate))
+
+
+def random_search(env: gym.Env[Any, Any], *, step_size: float = 0.05) -> SearchAgent:
+    """Random steps from the best x so far, with the one-fifth success rule (Rechenberg, 1973).
+
+    Args:
+        env: an environment whose action is x.
+        step_size: the first standard deviation of a step, in sides of the box.
+    """
+    return SearchAgent(env, RandomSearch(step_size=step_size))
+
+
+def cma_es(env: gym.Env[Any, Any], *, step_size: float = 0.05, population: int | None = None, separable: bool | None = None) -> SearchAgent:
+    """CMA-ES (Hansen, Ostermeier, 2001) around the library ``cmaes``; one upper step is one point of a generation.
+
+    Args:
+        env: an environment whose action is x.
+        step_size: the first standard deviation of a step, in sides of the box.
+        population: points in a generation; None takes 4 + ⌊3 log D⌋.
+        separable: whether to adapt a diagonal covariance matrix only; None does above 500 dimensions.
+    """
+    return SearchAgent(env, CMAES(step_size=step_size, population=population, separable=separable))

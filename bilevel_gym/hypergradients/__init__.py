@@ -9,6 +9,7 @@ from bilevel_gym.hypergradients.per_problem import PerProblem
 from bilevel_gym.hypergradients.riccati import ExactRiccati
 from bilevel_gym.hypergradients.score_function import ScoreFunction, ScoreState
 from bilevel_gym.hypergradients.second_order import SecondOrder
+from bilevel_gym.hypergradients.zero_order import ZeroOrder
 
 __all__ = [
     "AID",
@@ -25,4 +26,5 @@ __all__ = [
     "ScoreState",
     "SecondOrder",
     "TableCritic",
+    "ZeroOrder",
 ]

@@ -10,6 +10,7 @@ from bilevel_gym.objectives import ExplicitObjective, PreferenceObjective, Quadr
 from bilevel_gym.regularizers import KullbackLeibler, Shannon, Tsallis
 from bilevel_gym.rewards import Box, LinearReward, QuadraticReward
 from bilevel_gym.solvers import SoftPolicyIteration
+from bilevel_gym.types import Fragments, Samples, Trajectory
 from bilevel_gym.worlds import ControlledWorld, TabularWorld
 
 
@@ -210,3 +211,10 @@ def under_tsallis(problem, seed=0, *, hotter=1.0):
 
 UNDER = {"shannon": lambda problem, seed=0: problem, "kl": under_kl, "tsallis": under_tsallis}
 """Every regularizer, as a function that puts a problem under it."""
+
+
+def single_steps(states, actions):
+    """Tuples of one fragment of one step each."""
+    alive, first = torch.ones(len(states), 1, dtype=torch.bool), torch.zeros(len(states), 1, dtype=torch.long)
+    pieces = Fragments(states[:, None, None], actions[:, None, None], alive[:, None], first[:, 0].double())
+    return Samples(Trajectory(states[:, None], actions[:, None], alive), torch.arange(len(states))[:, None], first, pieces)

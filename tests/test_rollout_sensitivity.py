@@ -11,11 +11,11 @@ import torch
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients import ScoreFunction, ScoreState
-from bilevel_gym.hypergradients.sensitivities import Continuations, along_continuations, play_continuations, resolvent
+from bilevel_gym.hypergradients.sensitivities import Continuations, Point, along_continuations, play_continuations, resolvent
 from bilevel_gym.numerics import draw_horizons, gradients
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient, compare
-from bilevel_gym.types import Fragments, Samples, Trajectory
+from bilevel_gym.types import Trajectory
 from tests import problems
 
 SOLVER = SoftPolicyIteration(tolerance=1e-13)
@@ -46,24 +46,18 @@ def test_rollouts_are_unbiased(name, branches):
     check_hypergradient(problem, problems.point(problem, 0), estimator, estimates=60 if branches else 30)
 
 
-def single_steps(states, actions):
-    """Tuples of one fragment of one step each."""
-    alive, first = torch.ones(len(states), 1, dtype=torch.bool), torch.zeros(len(states), 1, dtype=torch.long)
-    pieces = Fragments(states[:, None, None], actions[:, None, None], alive[:, None], first[:, 0].double())
-    return Samples(Trajectory(states[:, None], actions[:, None], alive), torch.arange(len(states))[:, None], first, pieces)
-
-
 @pytest.mark.parametrize("name", ["plain", "ending", "patient", "myopic"])
 def test_continuations_have_the_sensitivity_of_the_resolvent(name):
     """From each (s, a), 20 × 100 continuations must agree with ∇(Q − V) of one adjoint solve: γ, its root or a lost sign shows here first."""
     problem = PROBLEMS[name]
     x, response, oracle = setting(problem)
     cells, weight = torch.cartesian_prod(torch.arange(3), torch.arange(2)), torch.tensor([1.0, -0.5, 0.7, 0.2, -1.0, 0.4], dtype=x.dtype)
-    truth = resolvent(problem, x, response, single_steps(*cells.unbind(1)), weight[:, None])
-    repeated, values = single_steps(*cells.repeat(100, 1).unbind(1)), []
+    at = Point(problem, x, response, oracle.generator)
+    truth = resolvent(at, problems.single_steps(*cells.unbind(1)), weight[:, None])
+    repeated, values = problems.single_steps(*cells.repeat(100, 1).unbind(1)), []
     for _ in range(20):
-        drawn = play_continuations(oracle, response.policy, repeated, "reset", 1)
-        values.append(along_continuations(problem, x, drawn, weight.repeat(100) / 100).numpy())
+        drawn = play_continuations(oracle, response, repeated, "reset", 1)
+        values.append(along_continuations(at, drawn, weight.repeat(100) / 100).numpy())
     assert compare(truth.numpy(), np.stack(values)).p_value > 0.001
 
 
@@ -74,7 +68,9 @@ def test_steps_that_were_not_played_count_for_nothing():
     given = Trajectory(torch.tensor([[0, 1, 2]]), torch.tensor([[1, 0, 1]]), alive)
     free = Trajectory(torch.tensor([[0, 2, 2]]), torch.tensor([[0, 1, 1]]), alive & torch.tensor([True, False, False]))
     drawn = Continuations(torch.tensor([1]), torch.tensor([2.0]), given, free)
-    found = along_continuations(problem, problems.point(problem, 0), drawn, torch.tensor([9.0, 0.5], dtype=torch.float64))
+    found = along_continuations(
+        Point(problem, problems.point(problem, 0), None, None), drawn, torch.tensor([9.0, 0.5], dtype=torch.float64)
+    )
     np.testing.assert_allclose(found, [-1.0, 1.0, 0.6**0.5, 0.0, 0.0, 0.0])
 
 

@@ -12,31 +12,35 @@ __all__ = ["GradientDescent"]
 
 
 class GradientDescent:
-    """x ← x − β ∇̂φ: what ``torch.optim.SGD`` does without momentum, without its 40 µs of bookkeeping a step.
+    """x ← x − β_k ∇̂φ with β_k = lr·(k+1)^−decay: what ``torch.optim.SGD`` does without momentum, without its 40 µs of bookkeeping a step.
 
     Args:
         parameters: tensors with a ``grad``.
         lr: β > 0.
+        decay: 0 for a constant β; ⅓ is the schedule of Stoc-SoBiRL.
 
     Raises:
-        InvalidProblem: β is not positive and finite.
+        InvalidProblem: β is not positive and finite, or the decay negative.
     """
 
-    def __init__(self, parameters: list[Tensor], *, lr: float) -> None:
+    def __init__(self, parameters: list[Tensor], *, lr: float, decay: float = 0.0) -> None:
         if not 0.0 < lr < float("inf"):
             raise InvalidProblem(f"the learning rate is {lr}: it must be positive and finite, such as 8e-3")
-        self.parameters, self.lr = parameters, lr
+        if not 0.0 <= decay < float("inf"):
+            raise InvalidProblem(f"the decay of the learning rate is {decay}: it must not be negative, 0 keeps the rate constant")
+        self.parameters, self.lr, self.decay, self.steps = parameters, lr, decay, 0
 
     def step(self) -> None:
         """One step, in place."""
+        self.steps += 1
         for parameter in self.parameters:
             assert parameter.grad is not None
-            parameter.sub_(parameter.grad, alpha=self.lr)
+            parameter.sub_(parameter.grad, alpha=self.lr * self.steps**-self.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """The learning rate."""
-        return {"lr": self.lr}
+        """The learning rate, and the number of steps so far."""
+        return {"lr": self.lr, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to it."""
-        self.lr = float(state["lr"])
+        self.lr, self.steps = float(state["lr"]), int(state["steps"])

@@ -13,12 +13,13 @@ from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
 from bilevel_gym.agents.search import RandomSearch, SearchAgent
-from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Implicit, Penalty, ScoreFunction, SecondOrder, ZeroOrder
+from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Implicit, Momentum, Penalty, ScoreFunction, SecondOrder, ZeroOrder
+from bilevel_gym.hypergradients.momentum import Correction
 from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 from bilevel_gym.hypergradients.zero_order import Differences
 
-__all__ = ["aid", "cma_es", "drlhf", "exact", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "zero_order"]
+__all__ = ["aid", "cma_es", "drlhf", "exact", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "stoc_sobirl", "zero_order"]
 
 
 def aid(env: OuterEnv, *, learning_rate: float = 1.0, iterations: int = 20, tolerance: float = 1e-10) -> HypergradientAgent:
@@ -140,6 +141,37 @@ def sobirl(
     return HypergradientAgent(
         env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates
     )
+
+
+def stoc_sobirl(
+    env: OuterEnv,
+    *,
+    learning_rate: float = 1.0,
+    decay: float = 1 / 3,
+    momentum: float = 1.0,
+    momentum_decay: float = 2 / 3,
+    sensitivity: Sensitivity | None = "rollout",
+    window: Window = "reset",
+    correction: Correction = "none",
+    clip: float = 10.0,
+) -> HypergradientAgent:
+    """Stoc-SoBiRL (Yang, Gao, Yuan, AISTATS 2025): ``hypergradients.Momentum`` around ``ScoreFunction``, and gradient descent.
+
+    One update for each step of the environment. The schedules are those that give the rate Õ(K^−2/3); their constants are ours.
+
+    Args:
+        env: an outer environment whose objective is a mean over fragments.
+        learning_rate: β_1 of β_k = β_1 k^−decay.
+        decay: of β.
+        momentum: μ_1 of μ_k = μ_1 k^−momentum_decay, at most 1; with 1 and no decay there is no momentum.
+        momentum_decay: of μ.
+        sensitivity: how ∇(Q − V) is estimated, see ``sobirl``.
+        window: ``"reset"`` is unbiased on fragments cut at the reset, ``"frozen"`` is for fragments cut anywhere.
+        correction: ``"importance"`` weighs the samples of π_k to stand for those of π_{k−1}, ``"none"`` does not.
+        clip: the largest such weight.
+    """
+    estimator = Momentum(ScoreFunction(sensitivity, window), correction, clip, momentum, momentum_decay)
+    return HypergradientAgent(env, estimator, partial(GradientDescent, lr=learning_rate, decay=decay))
 
 
 def drlhf(

@@ -4,6 +4,8 @@ from bilevel_gym.hypergradients.aid import AID
 from bilevel_gym.hypergradients.critics import Critic, GivenCritic, RidgeCritic, TableCritic
 from bilevel_gym.hypergradients.exact import Exact
 from bilevel_gym.hypergradients.implicit import Implicit
+from bilevel_gym.hypergradients.importance import Importance
+from bilevel_gym.hypergradients.momentum import Momentum, MomentumState, Repeatable
 from bilevel_gym.hypergradients.penalty import Penalty, PenaltyState
 from bilevel_gym.hypergradients.per_problem import PerProblem
 from bilevel_gym.hypergradients.riccati import ExactRiccati
@@ -18,9 +20,13 @@ __all__ = [
     "ExactRiccati",
     "GivenCritic",
     "Implicit",
+    "Importance",
+    "Momentum",
+    "MomentumState",
     "Penalty",
     "PenaltyState",
     "PerProblem",
+    "Repeatable",
     "RidgeCritic",
     "ScoreFunction",
     "ScoreState",

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients.critics import Critic, RidgeCritic, TableCritic
+from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.hypergradients.sensitivities import (
     Continuations,
+    Point,
     Window,
     along_continuations,
     carried,
@@ -42,6 +44,10 @@ class ScoreState:
     """ξ and ζ of the current fresh trajectories."""
     fresh: Samples | None = field(default=None, metadata={"transient": True})
     """The samples that ``weights`` and ``continuations`` belong to."""
+    earlier: Fragments | None = field(default=None, metadata={"transient": True})
+    """What L was fitted on."""
+    noise: Tensor | None = field(default=None, metadata={"transient": True})
+    """The generator's state before the first draw for these samples."""
     evaluations: int = 0
     """Evaluations seen."""
 
@@ -149,69 +155,90 @@ class ScoreFunction:
         problem, fresh = oracle.problem, evaluation.fresh
         queue = evaluation.memory
         batch = fresh.fragments if self.batch is None or not queue else queue.sample(self.batch, oracle.generator)
-        direct = gradients(lambda leaf: problem.objective.loss(problem, leaf, batch).mean(), x)[0]
         if state.fresh is not fresh:
             state = self._begin(oracle, x, response, fresh, state)
-        if self.sensitivity is None or state.evaluations <= self.delay:
-            return Hypergradient(direct, direct, torch.zeros_like(direct)), state
-        implicit = self._implicit(oracle, x, response, fresh, state)
-        size = implicit.norm()
-        if self.clip is not None:
-            implicit = implicit * (self.clip * direct.norm() / size.clamp_min(1e-30)).clamp_max(1.0)
-        return Hypergradient(direct + implicit, direct, implicit, {"norm_implicit_unclipped": float(size)}), state
+        return self._estimate(Point(problem, x, response, oracle.generator), batch, state), state
+
+    def again(
+        self, oracle: Oracle, x: Tensor, response: Response, state: ScoreState, importance: Importance | None = None
+    ) -> Hypergradient:
+        """The estimate at another (x, π) on the draws of the call that returned ``state``: fragments, continuations, critic's features.
+
+        Args:
+            oracle: as before.
+            x: [D].
+            response: π, solved at x.
+            state: what the call returned.
+            importance: weights that make up for the samples being another policy's, or None.
+        """
+        fresh, generator = state.fresh, torch.Generator(device=oracle.generator.device)
+        assert fresh is not None
+        assert state.noise is not None
+        generator.set_state(state.noise)
+        at = Point(oracle.problem, x, response, generator, importance)
+        if self.sensitivity == "critic":
+            state = replace(state, weights=self._carried(at, fresh, state.earlier))
+        return self._estimate(at, fresh.fragments, state)
 
     # ------------------------------------------------------------------------------------------ once for each response
 
     def _begin(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, state: ScoreState) -> ScoreState:
         """Weigh the new trajectories by an L that has not seen them, they join the history afterwards; or branch off from them."""
-        state = ScoreState(state.history, fresh=fresh, evaluations=state.evaluations + 1)
+        earlier, noise = state.history, oracle.generator.get_state()
+        state = ScoreState(earlier, fresh=fresh, evaluations=state.evaluations + 1, earlier=earlier, noise=noise)
         if self.sensitivity == "rollout":
-            return replace(state, continuations=play_continuations(oracle, response.policy, fresh, self.window, self.branches))
+            return replace(state, continuations=play_continuations(oracle, response, fresh, self.window, self.branches))
         if self.sensitivity != "critic":
             return state
         if self.window == "reset" and bool((fresh.offset > 0).any()):
             raise UnsupportedProblem(
                 "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
             )
-        weights = self._critic_weights(oracle, x, response, fresh, state.history)
-        joined = fresh.fragments if state.history is None else concatenate(state.history, fresh.fragments)
+        weights = self._carried(Point(oracle.problem, x, response, oracle.generator), fresh, earlier)
+        joined = fresh.fragments if earlier is None else concatenate(earlier, fresh.fragments)
         return replace(state, history=take(joined, slice(-self.history, None)), weights=weights)
 
-    @torch.no_grad()
-    def _critic_weights(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, history: Fragments | None) -> Tensor:
-        problem, seen = oracle.problem, fresh.fragments if history is None else history
-        critic: Critic = self.critic or (TableCritic() if problem.tabular else RidgeCritic())
-        loss = problem.objective.loss(problem, x, seen)
-        # Without earlier fragments nothing has been learnt: l counts as constant, and L is flat.
-        loss = loss if history is not None else torch.zeros_like(loss)
-        return carried(problem, response.policy, fresh, seen, loss, critic, self.action_samples, oracle.generator)
+    def _carried(self, at: Point, fresh: Samples, history: Fragments | None) -> Tensor:
+        critic: Critic = self.critic or (TableCritic() if at.problem.tabular else RidgeCritic())
+        return carried(at, fresh, history, critic, self.action_samples)
 
     # ------------------------------------------------------------------------------------------ at each x
 
-    def _implicit(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, state: ScoreState) -> Tensor:
-        problem, played = oracle.problem, fresh.trajectories
+    def _estimate(self, at: Point, batch: Fragments, state: ScoreState) -> Hypergradient:
+        problem, fresh = at.problem, state.fresh
+        assert fresh is not None
+        weight = at.tuple_weights(fresh, self.window)
+        direct = gradients(lambda leaf: (weight * problem.objective.loss(problem, leaf, batch)).mean(), at.x)[0]
+        if self.sensitivity is None or state.evaluations <= self.delay:
+            return Hypergradient(direct, direct, torch.zeros_like(direct))
+        implicit = self._implicit(at, fresh, state, weight)
+        size = implicit.norm()
+        if self.clip is not None:
+            implicit = implicit * (self.clip * direct.norm() / size.clamp_min(1e-30)).clamp_max(1.0)
+        return Hypergradient(direct + implicit, direct, implicit, {"norm_implicit_unclipped": float(size)})
+
+    def _implicit(self, at: Point, fresh: Samples, state: ScoreState, weight: Tensor | float) -> Tensor:
+        problem, played = at.problem, fresh.trajectories
         scale = problem.regularizer.temperature * fresh.origin.shape[0]
         if self.sensitivity == "critic":
             assert state.weights is not None
             weights = state.weights * played.alive / scale
-            return gradients(lambda leaf: (weights * problem.reward.along(leaf, played.states, played.actions)).sum(), x)[0]
-        excess = _excess(problem, x, fresh)
+            return gradients(lambda leaf: (weights * problem.reward.along(leaf, played.states, played.actions)).sum(), at.x)[0]
+        excess = weight * _excess(at, fresh)
         if self.sensitivity == "rollout":
             assert state.continuations is not None
-            return along_continuations(problem, x, state.continuations, excess / scale)
+            return along_continuations(at, state.continuations, excess / scale)
         visits = spread(excess, fresh, self.window) * played.alive / scale
-        if self.sensitivity == "exact":
-            return resolvent(problem, x, response, fresh, visits)
-        return one_step(problem, x, response.policy, fresh, visits, self.action_samples, oracle.generator)
+        return resolvent(at, fresh, visits) if self.sensitivity == "exact" else one_step(at, fresh, visits, self.action_samples)
 
 
 @torch.no_grad()
-def _excess(problem: Problem, x: Tensor, fresh: Samples) -> Tensor:
+def _excess(at: Point, fresh: Samples) -> Tensor:
     """l less its baseline, for each tuple: [M].
 
     The baseline of a tuple is the mean l of the tuples that share no trajectory with it, 0 where there are none: any other mean is
     correlated with the tuple's own scores, and would take a part of the gradient away.
     """
-    loss: Tensor = problem.objective.loss(problem, x, fresh.fragments)
+    loss: Tensor = at.problem.objective.loss(at.problem, at.x, fresh.fragments)
     apart = (fresh.origin[:, None, :, None] != fresh.origin[None, :, None, :]).flatten(2).all(-1).to(loss.dtype)
     return loss - (apart @ loss) / apart.sum(-1).clamp_min(1.0)

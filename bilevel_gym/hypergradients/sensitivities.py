@@ -6,30 +6,46 @@ A way is given weights and returns the weighted sum of sensitivities; what the w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bilevel_gym.hypergradients.critics import Critic
+from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.numerics import adjoint, draw_horizons, gradients
 from bilevel_gym.preferences import window_sum
 from bilevel_gym.types import Fragments, Oracle, Problem, Response, Samples, Trajectory
 
-__all__ = [
-    "Continuations",
-    "Window",
-    "along_continuations",
-    "carried",
-    "first_steps",
-    "one_step",
-    "play_continuations",
-    "resolvent",
-    "spread",
-]
+__all__ = ["Continuations", "Point", "Window", "along_continuations", "carried", "one_step", "play_continuations", "resolvent", "spread"]
 
 Window = Literal["reset", "frozen"]
 """Over which steps scores are summed: from the reset on, or within the fragment, its start law held fixed."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where an estimate is made."""
+
+    problem: Problem
+    x: Tensor
+    """[D]."""
+    response: Response
+    """π, solved at x."""
+    generator: torch.Generator
+    """The source of what is drawn beside the samples."""
+    importance: Importance | None = None
+    """What makes up for samples of another policy, where they are."""
+
+    def tuple_weights(self, fresh: Samples, window: Window) -> Tensor | float:
+        """Of the tuples, over the steps whose scores count: [M]."""
+        if self.importance is None:
+            return 1.0
+        return self.importance.of_tuples(fresh.trajectories, fresh.origin, *_span(fresh, window))
+
+    def step_weights(self, trajectories: Trajectory, *, given: bool = False) -> Tensor | float:
+        """Of single steps of whole trajectories: [N, T]."""
+        return 1.0 if self.importance is None else self.importance.of_steps(trajectories, given=given)
 
 
 @dataclass(frozen=True)
@@ -46,50 +62,44 @@ class Continuations:
     """[n, T'] ζ, from s_h: the first action is drawn anew."""
 
 
-def first_steps(fresh: Samples, window: Window) -> Tensor:
-    """The first step of each fragment whose score counts: [M, I]."""
-    return torch.zeros_like(fresh.offset) if window == "reset" else fresh.offset
-
-
 def spread(weight: Tensor, fresh: Samples, window: Window) -> Tensor:
     """The weights of tuples added to every step whose score counts for them: [M] → [N, T]."""
-    last = fresh.offset + fresh.fragments.alive.shape[-1]
-    return window_sum(weight[:, None].expand_as(fresh.offset), fresh.origin, first_steps(fresh, window), last, _shape(fresh))
+    count, steps = fresh.trajectories.alive.shape
+    return window_sum(weight[:, None].expand_as(fresh.offset), fresh.origin, *_span(fresh, window), (count, steps))
 
 
-def resolvent(problem: Problem, x: Tensor, response: Response, fresh: Samples, visits: Tensor) -> Tensor:
+def resolvent(at: Point, fresh: Samples, visits: Tensor) -> Tensor:
     """Σ visits · ∇(Q* − V*) by one adjoint solve: the cotangent on Q is n − π Σ_a n, n the weighted visits of each (s, a)."""
+    response, played, policy = at.response, fresh.trajectories, at.response.policy
     assert response.value is not None
-    played, policy = fresh.trajectories, response.policy
     cell = (played.states * policy.shape[-1] + played.actions).flatten()
     table = torch.zeros(policy.numel(), dtype=visits.dtype, device=visits.device).index_add_(0, cell, visits.flatten()).view(policy.shape)
     cotangent = table - policy * table.sum(-1, keepdim=True)
-    return problem.backup_vjp(x, response.value, adjoint(problem.at(x), policy, cotangent, response.factor))
+    z = adjoint(at.problem.at(at.x), policy, cotangent, response.factor)
+    return at.problem.backup_vjp(at.x, response.value, z)
 
 
-def one_step(
-    problem: Problem, x: Tensor, policy: Any, fresh: Samples, visits: Tensor, action_samples: int, generator: torch.Generator
-) -> Tensor:
+def one_step(at: Point, fresh: Samples, visits: Tensor, action_samples: int) -> Tensor:
     """Σ visits · ∇( r(s,a) − E_π r(s,·) )."""
-    played = fresh.trajectories
+    reward, played = at.problem.reward, fresh.trajectories
     states, actions = played.states.flatten(0, 1), played.actions.flatten(0, 1)
-    options, chances = problem.world.quadrature(policy, states, action_samples, generator)
+    options, chances = at.problem.world.quadrature(at.response.policy, states, action_samples, at.generator)
     repeated = states.expand(options.shape[0], *states.shape)
 
     def surrogate(leaf: Tensor) -> Tensor:
-        mean = (chances * problem.reward.along(leaf, repeated, options)).sum(0)
-        total: Tensor = (visits.flatten() * (problem.reward.along(leaf, states, actions) - mean)).sum()
+        mean = (chances * reward.along(leaf, repeated, options)).sum(0)
+        total: Tensor = (visits.flatten() * (reward.along(leaf, states, actions) - mean)).sum()
         return total
 
-    return gradients(surrogate, x)[0]
+    return gradients(surrogate, at.x)[0]
 
 
-def play_continuations(oracle: Oracle, policy: Any, fresh: Samples, window: Window, branches: int | None) -> Continuations:
+def play_continuations(oracle: Oracle, response: Response, fresh: Samples, window: Window, branches: int | None) -> Continuations:
     """Play ξ and ζ from uniformly drawn steps of the fragments, each for a number of steps of its own (``numerics.draw_horizons``).
 
     Args:
         oracle: where they are played, and counted.
-        policy: π, the same that played the fragments.
+        response: the one that played the fragments.
         fresh: the fragments.
         window: whose steps count.
         branches: steps drawn of each fragment, with replacement; None takes every step, once.
@@ -97,9 +107,8 @@ def play_continuations(oracle: Oracle, policy: Any, fresh: Samples, window: Wind
     Returns:
         both continuations of each step. Cost: about 2/(1 − √γ) environment steps for each.
     """
-    played = fresh.trajectories
-    first, living = first_steps(fresh, window)[..., None], played.alive.sum(-1)[fresh.origin]
-    last = torch.minimum(fresh.offset + fresh.fragments.alive.shape[-1], living)[..., None]
+    played, (first, last) = fresh.trajectories, _span(fresh, window)
+    first, last = first[..., None], torch.minimum(last, played.alive.sum(-1)[fresh.origin])[..., None]
     count = (last - first).clamp_min(0)
     # A fragment without a living step keeps its first one, with no share.
     if branches is None:
@@ -113,12 +122,12 @@ def play_continuations(oracle: Oracle, policy: Any, fresh: Samples, window: Wind
     row, time = fresh.origin[tuples, pieces], time[kept]
     states, actions = played.states[row, time], played.actions[row, time]
     discount, generator = oracle.problem.world.discount, oracle.generator
-    given = oracle.branch(policy, states, steps=draw_horizons(len(row), discount, generator), actions=actions)
-    free = oracle.branch(policy, states, steps=draw_horizons(len(row), discount, generator))
+    given = oracle.branch(response.policy, states, steps=draw_horizons(len(row), discount, generator), actions=actions)
+    free = oracle.branch(response.policy, states, steps=draw_horizons(len(row), discount, generator))
     return Continuations(tuples, share[kept], given, free)
 
 
-def along_continuations(problem: Problem, x: Tensor, continuations: Continuations, weight: Tensor) -> Tensor:
+def along_continuations(at: Point, drawn: Continuations, weight: Tensor) -> Tensor:
     """Σ_m weight_m Σ_h ∇(Q* − V*)(s_h, a_h), with ∇Q as Σ_t γ^{t/2} ∇r along ξ and ∇V as the same along ζ.
 
     The other half of the discount is in the law of the continuations' lengths.
@@ -126,36 +135,34 @@ def along_continuations(problem: Problem, x: Tensor, continuations: Continuation
     Args:
         weight: [M].
     """
-    scale = weight[continuations.origin] * continuations.share
+    reward, root = at.problem.reward, at.problem.world.discount**0.5
+    scale = weight[drawn.origin] * drawn.share
+    factors = (at.step_weights(drawn.given, given=True), at.step_weights(drawn.free))
 
-    def surrogate(leaf: Tensor) -> Tensor:
-        given, free = (_discounted(problem, leaf, played) for played in (continuations.given, continuations.free))
-        total: Tensor = (scale * (given - free)).sum()
+    def discounted(leaf: Tensor, played: Trajectory, factor: Tensor | float) -> Tensor:
+        rewards = reward.along(leaf, played.states, played.actions)
+        time = torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device)
+        total: Tensor = (root**time * played.alive * factor * rewards).sum(-1)
         return total
 
-    return gradients(surrogate, x)[0]
+    def surrogate(leaf: Tensor) -> Tensor:
+        return (scale * (discounted(leaf, drawn.given, factors[0]) - discounted(leaf, drawn.free, factors[1]))).sum()
+
+    return gradients(surrogate, at.x)[0]
 
 
-def carried(
-    problem: Problem,
-    policy: Any,
-    fresh: Samples,
-    seen: Fragments,
-    loss: Tensor,
-    critic: Critic,
-    action_samples: int,
-    generator: torch.Generator,
-) -> Tensor:
+@torch.no_grad()
+def carried(at: Point, fresh: Samples, history: Fragments | None, critic: Critic, action_samples: int) -> Tensor:
     """c_t = w_t + γc_{t−1}, w the advantage of L summed over the fragments that cover the step: [N, T].
 
     Args:
-        seen: what L is fitted on, none of the fresh fragments among it.
-        loss: [M'] the l of those.
+        history: what L is fitted on, none of the fresh fragments among it. Without any nothing has been learnt, and L is flat.
     """
-    played = fresh.trajectories
-    fitted = critic.fit(problem, seen, loss, generator)
+    problem, played, seen = at.problem, fresh.trajectories, fresh.fragments if history is None else history
+    loss = problem.objective.loss(problem, at.x, seen)
+    fitted = critic.fit(problem, seen, loss if history is not None else torch.zeros_like(loss), at.generator)
     states, actions = played.states.flatten(0, 1), played.actions.flatten(0, 1)
-    options, chances = problem.world.quadrature(policy, states, action_samples, generator)
+    options, chances = problem.world.quadrature(at.response.policy, states, action_samples, at.generator)
     repeated = states.expand(options.shape[0], *states.shape)
     mean = (chances * critic.evaluate(fitted, repeated.flatten(0, 1), options.flatten(0, 1)).view(chances.shape)).sum(0)
     advantage = (critic.evaluate(fitted, states, actions) - mean).view(played.alive.shape) * played.alive
@@ -164,7 +171,13 @@ def carried(
     for column in (cover * advantage).unbind(1):
         total = column + problem.world.discount * total
         columns.append(total)
-    return _centred(torch.stack(columns, 1))
+    return _centred(torch.stack(columns, 1) * at.step_weights(played))
+
+
+def _span(fresh: Samples, window: Window) -> tuple[Tensor, Tensor]:
+    """The first step of each fragment whose score counts, and the step after its last: two [M, I]."""
+    first = torch.zeros_like(fresh.offset) if window == "reset" else fresh.offset
+    return first, fresh.offset + fresh.fragments.alive.shape[-1]
 
 
 def _centred(weights: Tensor) -> Tensor:
@@ -174,16 +187,3 @@ def _centred(weights: Tensor) -> Tensor:
     """
     count = weights.shape[0]
     return weights - (weights.sum(0) - weights) / (count - 1) if count > 1 else weights
-
-
-def _discounted(problem: Problem, x: Tensor, played: Trajectory) -> Tensor:
-    """Σ_t γ^{t/2} r_x(s_t, a_t): [n]."""
-    rewards: Tensor = problem.reward.along(x, played.states, played.actions)
-    time = torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device)
-    discounted: Tensor = problem.world.discount ** (0.5 * time) * played.alive * rewards
-    return discounted.sum(-1)
-
-
-def _shape(fresh: Samples) -> tuple[int, int]:
-    count, steps = fresh.trajectories.alive.shape
-    return count, steps

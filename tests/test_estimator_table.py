@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilevel_gym.envs import ProblemOracle, draw_soft_lqr
-from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, ScoreFunction, SecondOrder, ZeroOrder
+from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Momentum, ScoreFunction, SecondOrder, ZeroOrder
 from bilevel_gym.objectives import DemonstrationLikelihood
 from bilevel_gym.solvers import GradientDescentSolver, Riccati, SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient
@@ -55,6 +55,7 @@ SAMPLED = {
     "ScoreFunction, exact": ScoreFunction("exact"),
     "ScoreFunction, rollout": ScoreFunction("rollout"),
     "ZeroOrder, two points": ZeroOrder(radius=1e-2, directions=1),
+    "Momentum, first step": Momentum(ScoreFunction("exact")),
 }
 """Unbiased estimators, whose means must be within their confidence intervals."""
 

@@ -81,7 +81,7 @@ REFUSED = {
     **{
         name: {**dict.fromkeys(EXPLICIT, NO_LOSS), "convex": ".", "regulator": NO_LOSS}
         for name in SAMPLED
-        if name.startswith("ScoreFunction")
+        if not name.startswith("ZeroOrder")
     },
     "ZeroOrder, two points": {},
 }

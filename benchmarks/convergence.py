@@ -42,8 +42,8 @@ from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
 
 ACCURACY = 1e-6
 """ε of the follower's policy, where the theory wants it small."""
-LEVELS = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)
-"""ε of the upper level in the table of costs."""
+LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
+"""ε of the upper level in the table of costs, relative to ‖∇φ(x_0)‖²."""
 JUDGE = SoftPolicyIteration(tolerance=1e-11)
 console = Console()
 
@@ -142,8 +142,8 @@ def slope(mean: np.ndarray) -> float:
     return float(np.polyfit(np.log(last), np.log(mean[last - 1]), 1)[0])
 
 
-def summarise(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -> None:
-    """Write the two tables and the picture."""
+def summarise(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -> Table:
+    """Write the two tables and the picture; the table of costs comes back."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -159,11 +159,12 @@ def summarise(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Pat
                 interval = 1.96 * row.std(ddof=1) / len(row) ** 0.5 if len(row) > 1 else float("nan")
                 medians = (np.median(values[k - 1]) for values in (means, lowest, squares, result["objectives"]))
                 writer.writerow([task, name, k, len(row), *(f"{value:.4e}" for value in (row.mean(), interval, *medians))])
-    costs(results, output)
+    table = costs(results, output)
     draw(results, output)
+    return table
 
 
-def costs(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -> None:
+def costs(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -> Table:
     """Upper steps, and sweeps for each, until the median running mean is below ε; beside the published columns."""
     header = [
         "task",
@@ -182,7 +183,7 @@ def costs(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -
         for (task, name), result in results.items():
             algorithm, squares = TASKS[task][name], result["squares"][:-1]
             mean = np.median(squares.cumsum(0) / np.arange(1, len(squares) + 1)[:, None], 1)
-            reached = [str(int(np.argmax(mean <= level)) + 1) if (mean <= level).any() else "-" for level in LEVELS]
+            reached = [str(int(np.argmax(mean <= level * mean[0])) + 1) if (mean <= level * mean[0]).any() else "-" for level in LEVELS]
             sweeps = f"{result['sweeps'][1:].mean():.1f}"
             row = [
                 task,
@@ -196,7 +197,7 @@ def costs(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -
             ]
             writer.writerow(row)
             table.add_row(*row[:2], *row[3:])
-    console.print(table)
+    return table
 
 
 def draw(results: dict[tuple[str, str], dict[str, np.ndarray]], output: Path) -> None:
@@ -246,7 +247,8 @@ def main(
                 beside.replace(path)
             with np.load(path) as file:
                 results[of, name] = dict(file)
-            summarise(results, output)
+            table = summarise(results, output)  # after each, so that an interrupted study leaves what it found
+    console.print(table)
 
 
 if __name__ == "__main__":

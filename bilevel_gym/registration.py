@@ -112,6 +112,13 @@ CATALOGUE: dict[str, Entry] = {
         "cost weights of a maximum-entropy linear-quadratic regulator, continuous actions, exact",
         agents=("exact", *_BLACK_BOX),
     ),
+    "bilevel/TaxDesign-v0": Entry(
+        "bilevel_gym.envs.tax_design:tax_design",
+        100,
+        "value-added and income taxes on households that work, consume and save; x moves rewards and transitions, exact",
+        agents=_STEEP_AGENTS,
+        batched=True,
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

@@ -157,10 +157,7 @@ class SparseTransition:
 
     def policy_transition(self, policy: Tensor) -> Tensor:
         """P_π as a dense matrix: [B, S, A] → [B, S, S]. Cost: its memory, O(S²)."""
-        entries = self.under(policy)
-        states = len(self.successors)
-        matrix = torch.zeros(*entries.shape[:-1], states, dtype=entries.dtype, device=entries.device)
-        return matrix.scatter_add_(-1, self.successors.expand(entries.shape), entries)
+        return self._square(self.under(policy))
 
     def factorize(self, policy: Tensor, discount: float) -> DenseLU | BlockLU:
         """A factor of I − γP_π: dense where that is little work, else by block elimination along a narrow band.
@@ -172,7 +169,7 @@ class SparseTransition:
         """
         states = len(self.successors)
         if max(policy.shape[:-2].numel(), 1) * states**3 <= DENSE_WORK:
-            matrix = self.policy_transition(policy).mul_(-discount)
+            matrix = self._square(self.under(policy).mul_(-discount))
             matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
             return DenseLU.of(matrix)
         band = self._band
@@ -184,6 +181,12 @@ class SparseTransition:
         blocks = rows.unflatten(0, (band.blocks, size)).movedim(1, -2)
         blocks[..., size : 2 * size].diagonal(dim1=-2, dim2=-1).add_(1.0)
         return BlockLU.of(blocks, band.place)
+
+    def _square(self, entries: Tensor) -> Tensor:
+        """A matrix from its entries: [B, S, U] → [B, S, S]."""
+        states = len(self.successors)
+        matrix = torch.zeros(*entries.shape[:-1], states, dtype=entries.dtype, device=entries.device)
+        return matrix.scatter_add_(-1, self.successors.expand(entries.shape), entries)
 
     def _extra(self, leading: int) -> int:
         """How many leading axes of an argument P does not have."""

@@ -176,21 +176,21 @@ class ReturnObjective(ExplicitObjective):
         laws = _orbit(powers, mdp.start, self.horizon)
         gains = _orbit([power.mT for power in powers], one_step, self.horizon)
         # V̄_{t+1} = Σ_{j < T−t−1} (γ̄P̄_π)^j (one step's cost): partial sums, read backwards; V̄_T = 0.
-        ahead = torch.cat([torch.zeros_like(gains[..., :1, :]), gains[..., :-1, :].cumsum(-2)], -2).flip(-2)
-        pairs = laws.mT @ ahead
+        ahead = gains[..., :-1, :].cumsum(-2).flip(-2)
+        pairs = laws[..., :-1, :].mT @ ahead
         return laws.sum(-2), mdp.discount * expect_pairs(mdp.transition, pairs), pairs if moves else None
 
 
 def _powers(mdp: MDP, policy: Tensor) -> list[Tensor]:
-    """K, K², K⁴ and K⁸ with K = γ̄P̄_π: a balance of squarings against sequential products; four [B, S, S]."""
+    """K, K², K⁴, K⁸ and K¹⁶ with K = γ̄P̄_π: a balance of squarings against sequential products; five [B, S, S]."""
     powers = [mdp.discount * policy_transition(mdp.transition, policy)]
-    for _ in range(3):
+    for _ in range(4):
         powers.append(powers[-1] @ powers[-1])
     return powers
 
 
 def _orbit(powers: list[Tensor], vector: Tensor, steps: int) -> Tensor:
-    """The rows vectorᵀKᵗ, t < steps: eight by doubling, then eight more with each product with K⁸. [B, S] → [B, T, S]."""
+    """The rows vectorᵀKᵗ, t < steps: sixteen by doubling, then as many more with each product with K¹⁶. [B, S] → [B, T, S]."""
     rows = vector.expand(powers[0].shape[:-1]).unsqueeze(-2)
     for power in powers[:-1]:
         rows = torch.cat([rows, rows @ power], -2)

@@ -88,6 +88,13 @@ CATALOGUE: dict[str, Entry] = {
         agents=_STEEP_AGENTS,
         batched=True,
     ),
+    "bilevel/TabularPreference-v0": Entry(
+        "bilevel_gym.envs.tabular_preference:tabular_preference",
+        100,
+        "a reward table from comparisons of fragments, on-policy or not, exact and sampled",
+        agents=("sobirl", "stoc_sobirl", "drlhf", *_STEEP_AGENTS),
+        batched=True,
+    ),
     "bilevel/QuadraticBilevel-v0": Entry(
         "bilevel_gym.envs.quadratic_bilevel:quadratic_bilevel",
         100,

@@ -129,13 +129,14 @@ def test_enumeration_is_the_law_of_rollouts(ends):
     """Probabilities sum to one, and 40,000 rollouts visit each fragment as often as it says."""
     problem = problems.preference(5, ends=ends, length=2)
     world, policy = problem.world, SOLVER.solve(problem, problems.point(problem, 0)).policy
-    every = enumerate_fragments(world.transition, world.start, policy, 2)
-    np.testing.assert_allclose(every.probability.sum(), 1.0, rtol=1e-12)
+    every = enumerate_fragments(world.transition, world.start, 2)
+    chances = every.probability(policy)
+    np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-12)
     played = world.rollout(policy, trajectories=40_000, steps=2, generator=generator())
     code = lambda s, a, alive: ((s * 2 + a) * alive + 7 * ~alive) @ torch.tensor([1, 10])  # noqa: E731
     names, found = code(played.states, played.actions, played.alive), code(every.states, every.actions, every.alive)
     for name in found.unique():
-        p = float(every.probability[found == name].sum())
+        p = float(chances[found == name].sum())
         assert abs(float((names == name).double().mean()) - p) < 5 * np.sqrt(p * (1 - p) / 40_000) + 1e-9
 
 

@@ -16,6 +16,7 @@ from bilevel_gym.envs.ridge_regression import draw_ridge_regression, ridge_regre
 from bilevel_gym.envs.robot_navigation import drive_cost, robot_navigation
 from bilevel_gym.envs.soft_lqr import draw_soft_lqr, soft_lqr
 from bilevel_gym.envs.stackelberg_game import MarkovGame, draw_markov_game, stackelberg_game
+from bilevel_gym.envs.tabular_preference import preference_null_space, tabular_preference
 from bilevel_gym.envs.tax_design import Households, tax_design
 from bilevel_gym.envs.vector_env import BilevelVectorEnv, Member, VectorOracle
 
@@ -47,6 +48,7 @@ __all__ = [
     "gym_preference",
     "policy_picture",
     "policy_teaching",
+    "preference_null_space",
     "quadratic_bilevel",
     "random_mdp",
     "reward_null_space",
@@ -55,5 +57,6 @@ __all__ = [
     "robot_navigation",
     "soft_lqr",
     "stackelberg_game",
+    "tabular_preference",
     "tax_design",
 ]

@@ -121,6 +121,8 @@ class ScoreFunction:
             return f"it needs an objective E[l] over fragments, and {type(problem.objective).__name__} has no loss(problem, x, fragments); use hypergradients.Exact"
         if self.sensitivity is None:
             return None
+        if not getattr(problem.objective, "on_policy", True):
+            return "the fragments are those of a fixed policy, so f does not depend on the follower; sensitivity=None is the whole gradient"
         if getattr(problem.world, "context_weights", None) is not None:
             return "there are several followers (contexts), and fragments do not say whose they are; use hypergradients.Exact"
         if getattr(problem.world, "depends_on_x", False):

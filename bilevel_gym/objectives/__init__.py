@@ -1,6 +1,6 @@
 """f(x, π): what the upper level minimises."""
 
-from bilevel_gym.objectives.enumeration import Enumeration, enumerate_fragments
+from bilevel_gym.objectives.enumeration import LARGEST_ENUMERATION, Enumeration, enumerate_fragments, fragments_of
 from bilevel_gym.objectives.likelihood import DemonstrationLikelihood
 from bilevel_gym.objectives.policy import ExplicitObjective, QuadraticObjective
 from bilevel_gym.objectives.preference import PreferenceMemory, PreferenceObjective
@@ -8,6 +8,7 @@ from bilevel_gym.objectives.regulation import RegulationCost
 from bilevel_gym.objectives.returns import ReturnObjective
 
 __all__ = [
+    "LARGEST_ENUMERATION",
     "DemonstrationLikelihood",
     "Enumeration",
     "ExplicitObjective",
@@ -17,4 +18,5 @@ __all__ = [
     "RegulationCost",
     "ReturnObjective",
     "enumerate_fragments",
+    "fragments_of",
 ]

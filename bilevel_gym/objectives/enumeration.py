@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,14 +12,14 @@ from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.numerics import Transitions
 from bilevel_gym.transitions import SparseTransition
 
-__all__ = ["LARGEST_ENUMERATION", "Enumeration", "enumerate_fragments"]
+__all__ = ["LARGEST_ENUMERATION", "Enumeration", "enumerate_fragments", "fragments_of"]
 
 LARGEST_ENUMERATION = 4096
-"""Fragments at most: pairs of them are a square of this side."""
+"""Fragments at most."""
 
 
 class Enumeration(NamedTuple):
-    """F fragments of H steps."""
+    """F fragments of H steps, of U kinds: a reward r(s, a) tells two of them apart only where they visit other pairs, or as often others."""
 
     states: Tensor
     """[F, H]."""
@@ -26,17 +27,57 @@ class Enumeration(NamedTuple):
     """[F, H]."""
     alive: Tensor
     """[F, H] False from the step after the episode's end on."""
-    probability: Tensor
-    """[F] under the policy, differentiable in it; they sum to one."""
+    dynamics: Tensor
+    """[F] ρ(s_0) Π_h P(s_{h+1} | s_h, a_h), the factor of the probability that is not the policy's."""
+    kind: Tensor
+    """[F] which row of ``counts`` each has."""
+    counts: Tensor
+    """[U, S·A] how often each kind visits each pair; all rows differ."""
+
+    def probability(self, policy: Tensor) -> Tensor:
+        """Of each fragment, differentiable in the policy: [B, S, A] → [B, F], sums to one. Cost: O(BFH)."""
+        chances = policy[..., self.states, self.actions]
+        return self.dynamics * torch.where(self.alive, chances, 1.0).prod(-1)
+
+    def law(self, policy: Tensor) -> Tensor:
+        """Of each kind: [B, S, A] → [B, U]."""
+        chances = self.probability(policy)
+        return chances.new_zeros(*chances.shape[:-1], len(self.counts)).index_add(-1, self.kind, chances)
+
+    def returns(self, reward: Tensor) -> Tensor:
+        """Σ_h r(s_h, a_h) of each kind: [B, S, A] → [B, U]."""
+        return reward.flatten(-2) @ self.counts.mT
 
 
-def enumerate_fragments(transition: Transitions, start: Tensor, policy: Tensor, length: int) -> Enumeration:
+_KNOWN: WeakKeyDictionary[Any, dict[int, Enumeration]] = WeakKeyDictionary()
+"""Enumerations of worlds whose P does not depend on x, for as long as the world lives."""
+
+
+def fragments_of(world: Any, x: Tensor, length: int) -> Enumeration:
+    """The enumeration of a world at x, remembered where it is the same for every x.
+
+    Args:
+        world: a tabular one.
+        x: [D]; [B, D] where P does not depend on it.
+        length: H.
+
+    Raises:
+        UnsupportedProblem: there are too many fragments, or there is more than one P.
+    """
+    if world.depends_on_x:
+        return enumerate_fragments(world.transition_at(x), world.start, length)
+    known = _KNOWN.setdefault(world, {})
+    if length not in known:
+        known[length] = enumerate_fragments(world.transition_at(x), world.start, length)
+    return known[length]
+
+
+def enumerate_fragments(transition: Transitions, start: Tensor, length: int) -> Enumeration:
     """Every fragment of H steps from the reset, whose dynamics have a positive probability.
 
     Args:
         transition: [S, A, S], dense or sparse, sub-stochastic rows end the episode.
         start: [S].
-        policy: [S, A].
         length: H.
 
     Returns:
@@ -45,13 +86,13 @@ def enumerate_fragments(transition: Transitions, start: Tensor, policy: Tensor, 
     Raises:
         UnsupportedProblem: there are more than ``LARGEST_ENUMERATION``; the message says to sample instead.
     """
-    if transition.ndim != 3 or policy.ndim != 2:
-        raise UnsupportedProblem("fragments are enumerated for one problem at a time, not for a batch")
-    actions = transition.shape[1]
+    if transition.ndim != 3:
+        raise UnsupportedProblem("fragments are enumerated for one P, which a batch of x and policies may share, not for a batch of them")
+    count, actions, _ = transition.shape
     state = start.nonzero().squeeze(-1)
     alive = torch.ones_like(state, dtype=torch.bool)
     empty = state[:, None][:, :0]
-    found = Enumeration(empty, empty, empty.bool(), start[state])
+    found = _Begun(empty, empty, empty.bool(), start[state])
     for step in range(length):
         # Each live fragment takes every action; a dead one stands still, once.
         row, action = torch.cartesian_prod(
@@ -59,12 +100,11 @@ def enumerate_fragments(transition: Transitions, start: Tensor, policy: Tensor, 
         ).unbind(-1)
         kept = alive[row] | (action == 0)
         row, action = row[kept], action[kept]
-        chance = torch.where(alive[row], policy[state[row], action], torch.ones_like(policy[state[row], action]))
-        found = Enumeration(
+        found = _Begun(
             torch.cat([found.states[row], state[row, None]], 1),
             torch.cat([found.actions[row], action[:, None]], 1),
             torch.cat([found.alive[row], alive[row, None]], 1),
-            found.probability[row] * chance,
+            found.dynamics[row],
         )
         state, alive = state[row], alive[row]
         if len(state) > LARGEST_ENUMERATION:
@@ -73,10 +113,20 @@ def enumerate_fragments(transition: Transitions, start: Tensor, policy: Tensor, 
             )
         if step + 1 < length:
             found, state, alive = _move(found, transition, state, action, alive)
-    return found
+    visits = torch.zeros(len(state), count * actions, dtype=start.dtype, device=start.device)
+    visits.scatter_add_(1, found.states * actions + found.actions, found.alive.to(start.dtype))
+    counts, kind = visits.unique(dim=0, return_inverse=True)
+    return Enumeration(*found, kind, counts)
 
 
-def _move(found: Enumeration, transition: Transitions, state: Tensor, action: Tensor, alive: Tensor) -> tuple[Enumeration, Tensor, Tensor]:
+class _Begun(NamedTuple):
+    states: Tensor
+    actions: Tensor
+    alive: Tensor
+    dynamics: Tensor
+
+
+def _move(found: _Begun, transition: Transitions, state: Tensor, action: Tensor, alive: Tensor) -> tuple[_Begun, Tensor, Tensor]:
     """Follow every possible transition, the end of the episode (one more column) among them."""
     moves = transition.rows(state, action) if isinstance(transition, SparseTransition) else transition[state, action]
     ended = (1.0 - moves.sum(-1, keepdim=True)).clamp_min(0.0)
@@ -86,6 +136,6 @@ def _move(found: Enumeration, transition: Transitions, state: Tensor, action: Te
     stay[count] = 1.0
     chances = torch.where(alive[:, None], chances, stay)
     row, following = chances.nonzero().unbind(-1)
-    moved = Enumeration(found.states[row], found.actions[row], found.alive[row], found.probability[row] * chances[row, following])
+    moved = _Begun(found.states[row], found.actions[row], found.alive[row], found.dynamics[row] * chances[row, following])
     lives = following < count
     return moved, torch.where(lives, following, state[row]), lives

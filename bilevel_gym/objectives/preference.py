@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from math import ceil, log
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import gradients
-from bilevel_gym.objectives.enumeration import Enumeration, enumerate_fragments
+from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
+from bilevel_gym.objectives.pairs import answer_entropy, mean_pair_loss, pair_losses
 from bilevel_gym.preferences import BradleyTerry, Cut, PreferenceBuffer, cross_entropy, draw_places, gather
 from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory
 
@@ -39,7 +42,8 @@ class PreferenceObjective:
     * ``accuracy_held_out``: the same on a fixed set, drawn once by policies of random quality, that nothing trains on;
     * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories.
 
-    On-policy, this f is *not* minimised at the true reward: r_x also chooses which fragments are compared.
+    On-policy, this f is *not* minimised at the true reward: r_x also chooses which fragments are compared. With fragments of a fixed
+    ``reference`` policy in their place it is, for a teacher that follows the model: f is convex in x then and does not depend on π.
 
     Args:
         length: H, steps of a fragment.
@@ -51,6 +55,8 @@ class PreferenceObjective:
         trajectories: trajectories of an evaluation; None gives each fragment one of its own.
         steps: T of each; None takes H and the tail past it in which γ^t falls to .01.
         held_out_pairs: pairs of the fixed set, 0 for none.
+        reference: the policy whose fragments are compared, of the same kind as the follower's; None compares the follower's own.
+        exact: whether an evaluation's value is f itself, by enumeration on a small table, and not the mean loss of its fresh pairs.
 
     Raises:
         InvalidProblem: a number that is out of range.
@@ -66,6 +72,8 @@ class PreferenceObjective:
     trajectories: int | None = None
     steps: int | None = None
     held_out_pairs: int = 0
+    reference: Any = field(default=None, compare=False)
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.pairs < 1 or self.capacity < 0 or self.held_out_pairs < 0 or (self.initial_pairs or 1) < 1:
@@ -76,6 +84,23 @@ class PreferenceObjective:
             raise InvalidProblem(f"trajectories is {self.trajectories}: a pair takes its fragments from two different ones")
         if self.cut not in ("start", "anywhere"):
             raise InvalidProblem(f"cut is {self.cut!r}: choose 'start' or 'anywhere'")
+
+    @classmethod
+    def stack(cls, objectives: Sequence[PreferenceObjective]) -> PreferenceObjective:
+        """The one objective of a batch of problems.
+
+        Raises:
+            UnsupportedProblem: they differ.
+        """
+        first = objectives[0]
+        if any(other != first or other.reference is not first.reference for other in objectives):
+            raise UnsupportedProblem("the problems of a batch have one preference objective: give them the same one")
+        return first
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether π chooses what is compared, so that f depends on it."""
+        return self.reference is None
 
     # ------------------------------------------------------------------------------------------ sampled
 
@@ -96,8 +121,12 @@ class PreferenceObjective:
         if held_out is None and self.held_out_pairs:
             held_out, spent = self._held_out(problem, generator)
         pairs = self.pairs if memory.started or self.initial_pairs is None else self.initial_pairs
-        trajectories = self._play(problem, response.policy, self.trajectories or 2 * pairs, self._steps(problem), generator)
-        fresh = self._cut(trajectories, pairs, self.cut, generator)
+        count, steps = self.trajectories or 2 * pairs, self._steps(problem)
+        trajectories = shown = self._play(problem, response.policy, count, steps, generator)
+        if self.reference is not None:
+            shown = self._play(problem, self.reference, count, steps, generator)
+            spent += shown.alive.numel()
+        fresh = self._cut(shown, pairs, self.cut, generator)
         logit = self.logit(problem, x, fresh.fragments)
         metrics = {
             "accuracy_fresh": _accuracy(logit, fresh.fragments.outcome),
@@ -110,12 +139,12 @@ class PreferenceObjective:
             metrics["accuracy_held_out"] = _accuracy(self.logit(problem, x, held_out), held_out.outcome)
         queue = memory.queue.append(fresh.fragments)
         evaluation = Evaluation(
-            value=cross_entropy(logit, fresh.fragments.outcome).mean(),
+            value=self.value(problem, x, response.policy) if self.exact else cross_entropy(logit, fresh.fragments.outcome).mean(),
             fresh=fresh,
             memory=queue,
             metrics=metrics,
             env_steps=trajectories.alive.numel() + spent,
-            comparisons=pairs + (self.held_out_pairs if spent else 0),
+            comparisons=pairs + (self.held_out_pairs if memory.held_out is None else 0),
         )
         return evaluation, PreferenceMemory(queue, held_out, started=True)
 
@@ -132,31 +161,35 @@ class PreferenceObjective:
     # ------------------------------------------------------------------------------------------ exact
 
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
-        """f(x, π) by enumeration of all pairs of fragments, for small tables and ``cut="start"``: [D], [S, A] → [].
+        """f(x, π) by enumeration of all pairs of fragments, for small tables and ``cut="start"``: [B, D], [B, S, A] → [B].
 
         Raises:
-            UnsupportedProblem: the fragments are cut anywhere, the world has no true reward, or there are too many fragments.
+            UnsupportedProblem: the fragments are cut anywhere, the world has no true reward, there are too many fragments, or the batch
+                has more than one P.
+
+        Cost: O(B(FH + U²)), F fragments of U kinds; the pairs are taken in parts, which bounds the memory.
         """
-        if self.cut != "start":
-            raise UnsupportedProblem(
-                "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
-            )
-        every = enumerate_fragments(problem.world.transition_at(x), problem.world.start, policy, self.length)
-        return every.probability @ self.pair_losses(problem, x, every) @ every.probability
+        every, law = self._law(problem, x, policy)
+        return mean_pair_loss(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
+
+    def entropy(self, problem: Problem, policy: Tensor) -> Tensor:
+        """The entropy of the teacher's answers about fragments of a policy, the least that f can be there: [B, S, A] → [B].
+
+        With a ``reference`` f attains it, at the true reward times the teacher's rationality; on-policy the fragments move with x.
+        """
+        every, law = self._law(problem, torch.zeros(problem.dimension, dtype=policy.dtype, device=policy.device), policy)
+        return answer_entropy(law, self._truth(problem, every), self.teacher)
 
     def pair_losses(self, problem: Problem, x: Tensor, every: Enumeration) -> Tensor:
-        """E_y l of each pair of enumerated fragments, differentiable in x: [F, F].
+        """E_y l of each pair of kinds of fragments, differentiable in x: [B, D] → [B, U, U].
 
         Raises:
             UnsupportedProblem: the world has no true reward.
         """
-        truth = (self._true_reward(problem.world)[every.states, every.actions] * every.alive).sum(-1)
-        learned = (problem.reward.along(x, every.states, every.actions) * every.alive).sum(-1)
-        chance = self.teacher.probability(torch.stack(torch.broadcast_tensors(truth[:, None], truth[None, :]), -1))
-        return cross_entropy(learned[:, None] - learned[None, :], chance)
+        return pair_losses(every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
 
     def gradient(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
-        """(∇_x f [D], ∇_π f [S, A]) of the enumeration, by one backward pass."""
+        """(∇_x f [B, D], ∇_π f [B, S, A]) of the enumeration, by one backward pass."""
         by_x, by_policy = gradients(lambda x, policy: self.value(problem, x, policy), x, policy)
         return by_x, by_policy
 
@@ -197,13 +230,23 @@ class PreferenceObjective:
         )
         return self._cut(mixed, self.held_out_pairs, self.cut, generator).fragments, mixed.alive.numel()
 
-    def _true_reward(self, world: object) -> Tensor:
-        true: Tensor | None = getattr(world, "true_reward", None)
+    def _law(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Enumeration, Tensor]:
+        """All fragments, and the law of their kinds: [B, U]."""
+        if self.cut != "start":
+            raise UnsupportedProblem(
+                "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
+            )
+        every = fragments_of(problem.world, x, self.length)
+        return every, every.law(policy if self.reference is None else self.reference)
+
+    def _truth(self, problem: Problem, every: Enumeration) -> Tensor:
+        """The true return of each kind of fragment: [U]."""
+        true: Tensor | None = getattr(problem.world, "true_reward", None)
         if true is None:
             raise UnsupportedProblem(
                 "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
             )
-        return true
+        return every.returns(true)
 
 
 def _accuracy(logit: Tensor, outcome: Tensor) -> float:

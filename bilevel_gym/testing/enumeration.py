@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_gym.objectives import enumerate_fragments
+from bilevel_gym.objectives import fragments_of
 from bilevel_gym.types import Problem
 
 __all__ = ["enumerated_critic"]
@@ -20,17 +20,17 @@ def enumerated_critic(problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
         policy: [S, A].
 
     Returns:
-        [S, A]. Cost: O(F²), F fragments.
+        [S, A]. Cost: O(U²), U kinds of fragments.
 
     Raises:
         UnsupportedProblem: there are too many fragments.
     """
-    world, objective = problem.world, problem.objective
-    every = enumerate_fragments(world.transition_at(x), world.start, policy, objective.length)
-    loss = objective.pair_losses(problem, x, every)
-    mean = (loss @ every.probability + every.probability @ loss) / 2  # a fragment is the first of a pair as often as the second
+    every = fragments_of(problem.world, x, problem.objective.length)
+    law, chances = every.law(policy), every.probability(policy)
+    loss = problem.objective.pair_losses(problem, x, every)
+    mean = (loss @ law + law @ loss) / 2  # a fragment is the first of a pair as often as the second
     cell = (every.states * policy.shape[-1] + every.actions).flatten()
-    mass = (every.probability[:, None] * every.alive).flatten()
+    mass = (chances[:, None] * every.alive).flatten()
     visits = torch.zeros(policy.numel(), dtype=policy.dtype, device=policy.device).index_add_(0, cell, mass)
-    total = torch.zeros_like(visits).index_add_(0, cell, mass * mean[:, None].expand_as(every.alive).flatten())
+    total = torch.zeros_like(visits).index_add_(0, cell, mass * mean[every.kind][:, None].expand_as(every.alive).flatten())
     return torch.where(visits > 0, total / visits.clamp_min(1e-300), 0.0).view(policy.shape)

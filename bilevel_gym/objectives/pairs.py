@@ -1,0 +1,62 @@
+"""Means over all pairs of fragments, of which only kinds matter: U² numbers, taken in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bilevel_gym.preferences import BradleyTerry, cross_entropy
+
+__all__ = ["LARGEST_PART", "answer_entropy", "mean_pair_loss", "pair_losses"]
+
+LARGEST_PART = 2**21
+"""Pairs, times problems, whose losses are held at a time."""
+
+
+def mean_pair_loss(law: Tensor, learned: Tensor, truth: Tensor, teacher: BradleyTerry) -> Tensor:
+    """Σ_ij p_i p_j E_y l_ij, differentiable in p and in the learned returns.
+
+    Args:
+        law: [B, U] p, or [U] for all problems.
+        learned: [B, U] Σ_h r_x of each kind of fragment.
+        truth: [U] Σ_h of the true reward.
+        teacher: who compares.
+
+    Returns:
+        [B]. Cost: O(BU²) time, memory for ``LARGEST_PART`` pairs.
+    """
+
+    def loss(rows: Tensor, law: Tensor, learned: Tensor) -> Tensor:
+        by_row: Tensor = pair_losses(learned, truth, teacher, rows) @ law.unsqueeze(-1)
+        return (law[..., rows] * by_row.squeeze(-1)).sum(-1)
+
+    parts = torch.arange(len(truth), device=truth.device).split(max(1, LARGEST_PART // learned.numel()))
+    if len(parts) == 1:
+        return loss(parts[0], law, learned)
+    # The backward pass computes each part anew, else all of them would be held for it.
+    again: Callable[[Tensor, Tensor, Tensor], Tensor] = partial(checkpoint, loss, use_reentrant=False, preserve_rng_state=False)
+    return torch.stack([again(rows, law, learned) for rows in parts]).sum(0)
+
+
+def pair_losses(learned: Tensor, truth: Tensor, teacher: BradleyTerry, rows: Tensor | None = None) -> Tensor:
+    """E_y l of all pairs, or of those whose first is among the rows: [B, U], [U], [R] → [B, R, U]."""
+    first = learned if rows is None else learned[..., rows]
+    return cross_entropy(first.unsqueeze(-1) - learned.unsqueeze(-2), _chances(truth, teacher, rows))
+
+
+def answer_entropy(law: Tensor, truth: Tensor, teacher: BradleyTerry) -> Tensor:
+    """The mean entropy of the teacher's answers, the least that the mean loss can be: [B, U], [U] → [B]."""
+    chance = _chances(truth, teacher)
+    entropy = -torch.special.xlogy(chance, chance) - torch.special.xlogy(1.0 - chance, 1.0 - chance)
+    by_row: Tensor = law @ entropy
+    return (law * by_row).sum(-1)
+
+
+def _chances(truth: Tensor, teacher: BradleyTerry, rows: Tensor | None = None) -> Tensor:
+    """That the teacher prefers the first: [R, U]."""
+    first = truth if rows is None else truth[rows]
+    return teacher.probability(torch.stack(torch.broadcast_tensors(first[:, None], truth), -1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,8 +132,10 @@ def test_solvers_and_gradients_do_not_see_the_difference(monkeypatch, work, cont
 
 def test_the_default_step_is_one_over_the_norms():
     """M-SoBiRL's ξ = 1/(‖A‖₁‖A‖_∞) is computed from sums of P: a wrong one diverges, or crawls."""
-    for problem in twins(contexts=False):
-        x = torch.zeros(5, dtype=torch.float64)
+    for twin in twins(contexts=False):
+        stays = 0.5 * dense(twin.world.transition) + 0.5 * torch.eye(12)[:, None]
+        world = TabularWorld(stays, twin.world.start, 0.95, 1.0 - stays.sum(-1), sparse=isinstance(twin.world.transition, SparseTransition))
+        problem, x = replace(twin, world=world), torch.zeros(5, dtype=torch.float64)
         response = SoftPolicyIteration().solve(problem, x)
         matrix = torch.eye(12) - 0.95 * policy_transition(problem.world.transition, response.policy)
         safe = 1.0 / float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(matrix, torch.inf))

@@ -67,8 +67,11 @@ class ProblemOracle:
         result: Trajectory = self.problem.world.rollout(policy, trajectories=trajectories, steps=steps, generator=self.generator)
         return result
 
-    def branch(self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None) -> Trajectory:
+    def branch(
+        self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None, contexts: Tensor | None = None
+    ) -> Trajectory:
         """Continuations of a policy from given states (see ``types.Branching``); only steps that were played are counted."""
-        played: Trajectory = self.problem.world.branch(policy, states, steps=steps, generator=self.generator, actions=actions)
+        world = self.problem.world
+        played: Trajectory = world.branch(policy, states, steps=steps, generator=self.generator, actions=actions, contexts=contexts)
         self.counters.env_steps += int(played.alive.sum())
         return played

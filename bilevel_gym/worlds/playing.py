@@ -46,50 +46,64 @@ def play_on(
     steps: int | Tensor,
     generator: torch.Generator,
     actions: Tensor | None = None,
+    contexts: Tensor | None = None,
 ) -> Trajectory:
     """Draw trajectories of a tabular policy from given states, all of them at once.
 
     Args:
-        transition: [S, A, S], dense or sparse, sub-stochastic rows end the episode.
-        true_reward: [S, A] or None.
-        policy: [S, A].
+        transition: [S, A, S], dense or sparse, sub-stochastic rows end the episode; [C, S, A, S] or [1, S, A, S] with contexts.
+        true_reward: [S, A] or None; [C, S, A] or [1, S, A] with contexts.
+        policy: [S, A]; [C, S, A] with contexts.
         states: [N] where each begins.
         steps: how many for all, or [N] for each; T is the largest.
         generator: the source of the draws.
         actions: [N] what each plays first; None draws that, too.
+        contexts: [N] whose play each is, on tables with contexts.
 
     Returns:
-        [N, T] states and actions, not ``alive`` past the end of the episode or one's own number of steps. Cost: O(T·N·S), O(T·N·U) where a state reaches U others.
+        [N, T] states and actions, not ``alive`` past the end of the episode or one's own number of steps, and zeros there. Cost:
+        O(T·N·S), or O(T·N·U) where a state reaches U others; nothing for what has ended.
     """
-    _check_single(transition, policy)
+    _check_single(transition, policy, contexts)
     weights, successors = (
         (transition.probability, transition.successors) if isinstance(transition, SparseTransition) else (transition, None)
     )
-    _, choices, count = weights.shape
-    ended = 1.0 - weights.sum(-1, keepdim=True)
-    moves = torch.cat([weights, ended.clamp_min(0.0)], -1).flatten(0, 1)
-    limit = torch.as_tensor(steps, device=transition.device).expand(states.shape)
-    order = limit.argsort(descending=True, stable=True)  # those that still play are a prefix, and nothing is drawn for the others
-    playing = (limit[:, None] > torch.arange(int(limit.max()), device=limit.device)).sum(0).tolist()
-    shape = (len(states), len(playing))
+    choices, count = weights.shape[-2:]
+    # The rows of follower c begin at c·S, in flattened tables of cumulated probabilities.
+    moves = weights.cumsum(-1).expand(*policy.shape, count).reshape(-1, count)
+    chances = policy.cumsum(-1).reshape(-1, choices)
+    base = torch.zeros_like(states) if contexts is None else policy.shape[-2] * contexts
+    limit = torch.as_tensor(steps, device=states.device).expand(states.shape)
+    shape = (len(states), int(limit.max()))
     visited, chosen = states.new_zeros(shape), states.new_zeros(shape)
     living = torch.zeros(shape, dtype=torch.bool, device=states.device)
-    state, alive = states[order], torch.ones_like(living[:, 0])
-    for time, number in enumerate(playing):
-        state, alive = state[:number], alive[:number]
-        first = actions[order] if actions is not None and time == 0 else None
-        action = torch.multinomial(policy[state], 1, generator=generator).squeeze(-1) if first is None else first
-        visited[:number, time], chosen[:number, time], living[:number, time] = state, action, alive
-        drawn = torch.multinomial(moves[state * choices + action], 1, generator=generator).squeeze(-1)
-        alive = alive & (drawn < count)
-        following = drawn if successors is None else successors[state, drawn.clamp_max(count - 1)]
-        state = torch.where(alive, following, state)
-    back = order.argsort()
-    visited, chosen, living = visited[back], chosen[back], living[back]
-    rewards = None if true_reward is None else true_reward[visited, chosen] * living
-    return Trajectory(visited, chosen, living, rewards)
+    going, state = torch.arange(len(states), device=states.device), states
+    for time in range(shape[1]):
+        row = base[going] + state
+        action = actions if actions is not None and time == 0 else _draw(chances[row], generator).clamp_max(choices - 1)
+        visited[going, time], chosen[going, time], living[going, time] = state, action, True
+        drawn = _draw(moves[row * choices + action], generator)
+        kept = (drawn < count) & (limit[going] > time + 1)
+        going, state, drawn = going[kept], state[kept], drawn[kept]
+        if not len(going):
+            break
+        state = drawn if successors is None else successors[state, drawn]
+    if true_reward is None:
+        return Trajectory(visited, chosen, living, None, contexts)
+    whose = () if contexts is None else (contexts[:, None],)
+    return Trajectory(visited, chosen, living, true_reward.expand(policy.shape)[(*whose, visited, chosen)] * living, contexts)
 
 
-def _check_single(transition: Transitions, policy: Tensor) -> None:
-    if transition.ndim != 3 or policy.ndim != 2:
+def _draw(cumulated: Tensor, generator: torch.Generator) -> Tensor:
+    """The first column whose cumulated probability exceeds a uniform number, K where none does, as at an end: [n, K] → [n].
+
+    It takes one random number a row, where ``torch.multinomial`` takes K.
+    """
+    uniform = torch.rand(len(cumulated), 1, generator=generator, dtype=cumulated.dtype, device=cumulated.device)
+    return torch.searchsorted(cumulated, uniform, right=True).squeeze(-1)
+
+
+def _check_single(transition: Transitions, policy: Tensor, contexts: Tensor | None = None) -> None:
+    axes = 2 if contexts is None else 3
+    if transition.ndim != axes + 1 or policy.ndim != axes:
         raise InvalidProblem("trajectories are drawn for one problem at a time, not for a batch: take one of them out")

@@ -134,22 +134,25 @@ class TabularWorld:
         """Play a policy [S, A] from ρ (see ``play``); with contexts, [C, S, A], each trajectory draws its follower by the weights."""
         if self.context_weights is None:
             return play(self.transition, self.start, self.true_reward, policy, trajectories, steps, generator)
-        contexts = torch.multinomial(self.context_weights, trajectories, replacement=True, generator=generator).sort().values
-        parts = []
-        for context, count in enumerate(torch.bincount(contexts).tolist()):
-            if count:
-                transition = self.transition[min(context, self.transition.shape[0] - 1)]
-                reward = None if self.true_reward is None else self.true_reward[min(context, len(self.true_reward) - 1)]
-                parts.append(play(transition, self.start[context], reward, policy[context], count, steps, generator))
-        states, actions, alive = (torch.cat([getattr(part, name) for part in parts]) for name in ("states", "actions", "alive"))
-        rewards = [part.rewards for part in parts if part.rewards is not None]
-        return Trajectory(states, actions, alive, torch.cat(rewards) if rewards else None, contexts)
+        contexts = torch.multinomial(self.context_weights, trajectories, replacement=True, generator=generator)
+        states = torch.multinomial(self.start[contexts], 1, generator=generator).squeeze(-1)
+        return play_on(self.transition, self.true_reward, policy, states, steps, generator, contexts=contexts)
 
     def branch(
-        self, policy: Tensor, states: Tensor, *, steps: Tensor, generator: torch.Generator, actions: Tensor | None = None
+        self,
+        policy: Tensor,
+        states: Tensor,
+        *,
+        steps: Tensor,
+        generator: torch.Generator,
+        actions: Tensor | None = None,
+        contexts: Tensor | None = None,
     ) -> Trajectory:
-        """Play a policy [S, A] from given states [N], with given first actions where there are any (see ``play_on``)."""
-        return play_on(self.transition, self.true_reward, policy, states, steps, generator, actions)
+        """Play a policy [S, A] from given states [N], with given first actions where there are any (see ``play_on``).
+
+        With contexts the policy is [C, S, A], and ``contexts`` [N] says whose play goes on.
+        """
+        return play_on(self.transition, self.true_reward, policy, states, steps, generator, actions, contexts)
 
     def quadrature(self, policy: Tensor, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All actions with their probabilities, so that the mean over π is exact; ``count`` and ``generator`` are not used.
@@ -260,7 +263,14 @@ class ControlledWorld(TabularWorld):
         )
 
     def branch(
-        self, policy: Tensor, states: Tensor, *, steps: Tensor, generator: torch.Generator, actions: Tensor | None = None
+        self,
+        policy: Tensor,
+        states: Tensor,
+        *,
+        steps: Tensor,
+        generator: torch.Generator,
+        actions: Tensor | None = None,
+        contexts: Tensor | None = None,
     ) -> Trajectory:
         """Refused, as ``rollout`` is.
 

@@ -43,14 +43,14 @@ CATALOGUE: dict[str, Entry] = {
         "bilevel_gym.envs.four_rooms:four_rooms_incentive",
         100,
         "charges on the cells of four rooms steer two followers through a marked cell, exact",
-        agents=_STEEP_AGENTS,
+        agents=(*_STEEP_AGENTS, "hpgd"),
         batched=True,
     ),
     "bilevel/RewardShaping-v0": Entry(
         "bilevel_gym.envs.reward_shaping:reward_shaping",
         100,
         "a shaping of the true reward for a follower of another horizon; FrozenLake, Taxi, chain, grid, ...",
-        agents=_TABULAR_AGENTS,
+        agents=(*_TABULAR_AGENTS, "hpgd"),
         batched=True,
     ),
     "bilevel/Apprenticeship-v0": Entry(
@@ -78,14 +78,14 @@ CATALOGUE: dict[str, Entry] = {
         "bilevel_gym.envs.contract_design:contract_design",
         100,
         "payments for outcomes to an agent whose actions are hidden, a binary decision tree, exact",
-        agents=_STEEP_AGENTS,
+        agents=(*_STEEP_AGENTS, "hpgd"),
         batched=True,
     ),
     "bilevel/RobotNavigation-v0": Entry(
         "bilevel_gym.envs.robot_navigation:robot_navigation",
         100,
         "a cost map for a robot's planner among obstacles, judged by path length, energy and collisions, exact",
-        agents=_STEEP_AGENTS,
+        agents=(*_STEEP_AGENTS, "hpgd"),
         batched=True,
     ),
     "bilevel/TabularPreference-v0": Entry(

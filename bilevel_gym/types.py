@@ -24,6 +24,7 @@ __all__ = [
     "MDP",
     "Branching",
     "Budget",
+    "DiscountedObjective",
     "Domain",
     "Estimator",
     "Evaluation",
@@ -272,7 +273,14 @@ class Branching(Protocol):
     """What a world has beyond ``World`` where play can go on from any state that was visited."""
 
     def branch(
-        self, policy: Any, states: Tensor, *, steps: Tensor, generator: torch.Generator, actions: Tensor | None = None
+        self,
+        policy: Any,
+        states: Tensor,
+        *,
+        steps: Tensor,
+        generator: torch.Generator,
+        actions: Tensor | None = None,
+        contexts: Tensor | None = None,
     ) -> Trajectory:
         """Play ``policy`` from given states, many continuations in one batch.
 
@@ -282,6 +290,7 @@ class Branching(Protocol):
             steps: [N] int64, how many steps each takes, 1 or more.
             generator: the source of the draws; continuations are independent of each other.
             actions: [N] or [N, *action] what each plays first; None draws that from the policy, too.
+            contexts: [N] which follower plays, on worlds with contexts.
 
         Returns:
             [N, T], T the largest of ``steps``; not ``alive`` past the episode's end or one's own number of steps.
@@ -417,6 +426,38 @@ class TabularObjective(UpperObjective, Protocol):
 
 
 @runtime_checkable
+class DiscountedObjective(TabularObjective, Protocol):
+    """A model-based f(x, π) = E Σ_{t<T} γ̄^t r̄_x(s_t, a_t), a cost, which has advantages of its own."""
+
+    @property
+    def horizon(self) -> int | None:
+        """T; None is an infinite one."""
+        ...
+
+    @property
+    def world(self) -> TabularWorldLike | None:
+        """The world in which the cost is counted; None is the follower's."""
+        ...
+
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """τ̄Ω̄, part of the cost; None is none."""
+        ...
+
+    def at(self, problem: Any, x: Tensor) -> MDP:
+        """The upper level's decision problem, with r̄ as its reward."""
+        ...
+
+    def advantage(self, problem: Any, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
+        """A_upper [B, S, A], and the discounted visits [B, S] that it is weighted with."""
+        ...
+
+    def cost_vjp(self, problem: Any, x: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂r̄/∂x)ᵀ cotangent: [B, S, A] → [B, D]."""
+        ...
+
+
+@runtime_checkable
 class SampledObjective(UpperObjective, Protocol):
     """A model-free f(x, π) = E[l(d_1, …, d_I; x)] over fragments of π."""
 
@@ -543,7 +584,9 @@ class Oracle(Protocol):
         """More trajectories of a policy."""
         ...
 
-    def branch(self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None) -> Trajectory:
+    def branch(
+        self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None, contexts: Tensor | None = None
+    ) -> Trajectory:
         """Continuations of a policy from given states, on worlds that are ``Branching``."""
         ...
 

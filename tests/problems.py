@@ -11,7 +11,7 @@ from bilevel_gym.regularizers import KullbackLeibler, Shannon, Tsallis
 from bilevel_gym.rewards import Box, LinearReward, QuadraticReward
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Fragments, Samples, Trajectory
-from bilevel_gym.worlds import ControlledWorld, TabularWorld
+from bilevel_gym.worlds import SIDEWAYS, ControlledWorld, GridWorld, TabularWorld
 
 
 class Oblique(ExplicitObjective):
@@ -218,3 +218,13 @@ def single_steps(states, actions):
     alive, first = torch.ones(len(states), 1, dtype=torch.bool), torch.zeros(len(states), 1, dtype=torch.long)
     pieces = Fragments(states[:, None, None], actions[:, None, None], alive[:, None], first[:, 0].double())
     return Samples(Trajectory(states[:, None], actions[:, None], alive), torch.arange(len(states))[:, None], first, pieces)
+
+
+def corridor():
+    """Two followers who run to opposite ends of a corridor: what an action is worth lies several steps ahead, and x pays for cells."""
+    world = GridWorld(["1..S..2"], 0.8, slip=0.2, goals=("1", "2"), context_weights=[0.3, 0.7], directions=SIDEWAYS)
+    states = world.states
+    pay = np.broadcast_to(np.eye(states)[:, None], (states, 2, states))
+    place = torch.linspace(0.0, 1.0, states, dtype=torch.float64).unsqueeze(-1)
+    objective = ReturnObjective(lambda x: (place * (1.0 + x.unsqueeze(-1) ** 2)).expand(*x.shape, 2), discount=0.9, horizon=8)
+    return BilevelProblem(world, LinearReward(pay, world.true_reward), Shannon(0.3), objective)

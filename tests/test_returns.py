@@ -25,8 +25,10 @@ RETURNS = {
     "contexts": problems.returns(3, horizon=None),
     "contexts-horizon": problems.returns(4),
     "undiscounted": problems.returns(5, discount=1.0),
+    "entropic": problems.returns(10, entropy=0.3),
     "elsewhere": problems.returns(6, elsewhere=True, entropy=0.3, horizon=None),
     "elsewhere-horizon": problems.returns(7, elsewhere=True, entropy=0.3, discount=0.97),
+    "corridor": problems.corridor(),
     "controlled": problems.returns(8, controlled=True, horizon=None),
     "controlled-horizon": problems.returns(9, controlled=True, horizon=5),
 }

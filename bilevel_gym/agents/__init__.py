@@ -5,7 +5,7 @@ from bilevel_gym.agents.cma_es import CMAES
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent, Optimizer
 from bilevel_gym.agents.loop import Agent, Callback
-from bilevel_gym.agents.recipes import aid, cma_es, drlhf, exact, m_sobirl, parl, pbrl, random_search, sobirl, stoc_sobirl, zero_order
+from bilevel_gym.agents.recipes import aid, cma_es, drlhf, exact, hpgd, m_sobirl, parl, pbrl, random_search, sobirl, stoc_sobirl, zero_order
 from bilevel_gym.agents.runs import Run, RunSpec
 from bilevel_gym.agents.search import RandomSearch, Search, SearchAgent
 
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_env",
     "evaluate_policy",
     "exact",
+    "hpgd",
     "m_sobirl",
     "parl",
     "pbrl",

@@ -15,27 +15,33 @@ class GradientDescent:
     """x ← x − β_k ∇̂φ with β_k = lr·(k+1)^−decay: what ``torch.optim.SGD`` does without momentum, without its 40 µs of bookkeeping a step.
 
     Args:
-        parameters: tensors with a ``grad``.
+        parameters: tensors [D] or [N, D] with a ``grad``.
         lr: β > 0.
         decay: 0 for a constant β; ⅓ is the schedule of Stoc-SoBiRL.
+        max_norm: a longer ∇̂φ is scaled down to this length, each row of a batch for itself; None does not clip.
 
     Raises:
-        InvalidProblem: β is not positive and finite, or the decay negative.
+        InvalidProblem: β is not positive and finite, the decay negative, or ``max_norm`` not positive.
     """
 
-    def __init__(self, parameters: list[Tensor], *, lr: float, decay: float = 0.0) -> None:
+    def __init__(self, parameters: list[Tensor], *, lr: float, decay: float = 0.0, max_norm: float | None = None) -> None:
         if not 0.0 < lr < float("inf"):
             raise InvalidProblem(f"the learning rate is {lr}: it must be positive and finite, such as 8e-3")
         if not 0.0 <= decay < float("inf"):
             raise InvalidProblem(f"the decay of the learning rate is {decay}: it must not be negative, 0 keeps the rate constant")
-        self.parameters, self.lr, self.decay, self.steps = parameters, lr, decay, 0
+        if max_norm is not None and not max_norm > 0.0:
+            raise InvalidProblem(f"max_norm is {max_norm}: it must be positive, such as 1, or None for no clipping")
+        self.parameters, self.lr, self.decay, self.max_norm, self.steps = parameters, lr, decay, max_norm, 0
 
     def step(self) -> None:
         """One step, in place."""
         self.steps += 1
         for parameter in self.parameters:
             assert parameter.grad is not None
-            parameter.sub_(parameter.grad, alpha=self.lr * self.steps**-self.decay)
+            gradient = parameter.grad
+            if self.max_norm is not None:
+                gradient = gradient * (self.max_norm / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1.0)
+            parameter.sub_(gradient, alpha=self.lr * self.steps**-self.decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The learning rate, and the number of steps so far."""

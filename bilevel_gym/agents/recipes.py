@@ -13,13 +13,26 @@ from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
 from bilevel_gym.agents.search import RandomSearch, SearchAgent
-from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Implicit, Momentum, Penalty, ScoreFunction, SecondOrder, ZeroOrder
+from bilevel_gym.hypergradients import (
+    AID,
+    AdvantageWeighted,
+    Exact,
+    ExactRiccati,
+    Implicit,
+    Momentum,
+    Penalty,
+    RandomizedTruncation,
+    ScoreFunction,
+    SecondOrder,
+    ZeroOrder,
+)
+from bilevel_gym.hypergradients.advantage import Variant
 from bilevel_gym.hypergradients.momentum import Correction
 from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Window
 from bilevel_gym.hypergradients.zero_order import Differences
 
-__all__ = ["aid", "cma_es", "drlhf", "exact", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "stoc_sobirl", "zero_order"]
+__all__ = ["aid", "cma_es", "drlhf", "exact", "hpgd", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "stoc_sobirl", "zero_order"]
 
 
 def aid(env: OuterEnv, *, learning_rate: float = 1.0, iterations: int = 20, tolerance: float = 1e-10) -> HypergradientAgent:
@@ -48,6 +61,33 @@ def exact(env: OuterEnv, *, learning_rate: float = 8e-3) -> HypergradientAgent:
     problem: Any = getattr(env.unwrapped, "problem", None)
     riccati = problem is not None and ExactRiccati().supports(problem) is None
     return HypergradientAgent(env, ExactRiccati() if riccati else Exact(), partial(GradientDescent, lr=learning_rate))
+
+
+def hpgd(
+    env: OuterEnv,
+    *,
+    learning_rate: float = 0.1,
+    variant: Variant = "sampled",
+    trajectories: int = 50,
+    draws: int = 4,
+    max_norm: float | None = 1.0,
+    levels: int | None = None,
+) -> HypergradientAgent:
+    """HPGD (Thoma, Pasztor, Krause, Ramponi, Hu, NeurIPS 2024): ``hypergradients.AdvantageWeighted`` and clipped gradient descent.
+
+    Args:
+        env: a tabular outer environment whose objective is a discounted cost, such as ``bilevel/FourRoomsIncentive-v0``.
+        learning_rate: β; the paper chooses among .5, .1, .05 and .01.
+        variant: ``"sampled"`` sees trajectories only, ``"oracle"`` has exact occupancies and sensitivities.
+        trajectories: of each estimate, where it is sampled.
+        draws: steps of each trajectory at which sensitivities are sampled.
+        max_norm: ∇̂φ is scaled down to this length at most; 1 in the paper.
+        levels: K of RT-Q (``hypergradients.RandomizedTruncation``), for an environment whose solves are a few sweeps; None takes the
+            environment's own response.
+    """
+    estimator = AdvantageWeighted(variant, trajectories, draws)
+    descent = partial(GradientDescent, lr=learning_rate, max_norm=max_norm)
+    return HypergradientAgent(env, estimator if levels is None else RandomizedTruncation(estimator, levels), descent)
 
 
 def m_sobirl(

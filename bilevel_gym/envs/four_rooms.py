@@ -42,7 +42,7 @@ def four_rooms_incentive(
         goals (1, 9) and (11, 11), each with weight ½. The chosen direction is taken with probability .67, each other with .11: that is
         the released simulator, the released transition matrix has .56 and .147. An action in the goal earns 1 and ends the episode.
     x:
-        R^105, logits in [−10, 10]: a cell pays −.2 softmax(x)_s to who acts in it, the goal nothing, the last share goes nowhere. They
+        R^105, logits in [−20, 20]: a cell pays −.2 softmax(x)_s to who acts in it, the goal nothing, the last share goes nowhere. They
         start normal with deviation .01.
     Lower level:
         S = 104, A = 4 (up, right, down, left), γ = .99, τ = .005 (.001 and .003 in the paper too), solved to 1e-13.
@@ -77,7 +77,7 @@ def four_rooms_incentive(
     world = four_rooms(discount=discount, device=device)
     assert world.true_reward is not None
     goal = world.termination[..., 0]
-    reward = IncentiveReward(world.true_reward, 1.0 - goal, amount=amount, device=device)
+    reward = IncentiveReward(world.true_reward, 1.0 - goal, amount=amount, bound=20.0, device=device)
     passed = torch.zeros_like(goal)
     passed[..., world.grid.state(*TARGET)] = 1.0
 

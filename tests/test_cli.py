@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         (("train", "bilevel/Nothing-v0"), f"unknown id 'bilevel/Nothing-v0'; choose one of: .*{ID}"),
         (("train", "nowhere:bilevel/Nothing-v0"), "unknown id"),
         (("train", "CartPole-v1"), "unknown bilevel id 'CartPole-v1'"),
-        (("train", ID, "--agent", "nobody"), "unknown agent 'nobody'; choose one of: .*exact, m_sobirl"),
+        (("train", ID, "--agent", "nobody"), "unknown agent 'nobody'; choose one of: .*exact, hpgd, m_sobirl"),
         (("train", ID, "--set", "statez=4"), "unknown argument of bilevel/RandomMDP-v0 'statez'; choose one of: .*states"),
         (("train", ID, "--preset", "small"), "'preset'; choose one of"),
         (("train", ID, "--set", "states"), "write --set key=value"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilevel_gym.envs import ProblemOracle, draw_soft_lqr
-from bilevel_gym.hypergradients import AID, Exact, ExactRiccati, Momentum, ScoreFunction, SecondOrder, ZeroOrder
+from bilevel_gym.hypergradients import AID, AdvantageWeighted, Exact, ExactRiccati, Momentum, ScoreFunction, SecondOrder, ZeroOrder
 from bilevel_gym.objectives import DemonstrationLikelihood
 from bilevel_gym.solvers import GradientDescentSolver, Riccati, SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient
@@ -48,6 +48,7 @@ EXACT = {
     "SecondOrder, undamped": (SecondOrder(damping=1e-13, iterations=1000, tolerance=1e-13), 1e-6),
     "ExactRiccati": (ExactRiccati(), 1e-6),
     "AID": (AID(iterations=100, tolerance=1e-13), 1e-6),
+    "AdvantageWeighted, oracle": (AdvantageWeighted("oracle"), 1e-6),
 }
 """Deterministic estimators, and the relative error that they must be below."""
 
@@ -56,6 +57,8 @@ SAMPLED = {
     "ScoreFunction, rollout": ScoreFunction("rollout"),
     "ZeroOrder, two points": ZeroOrder(radius=1e-2, directions=1),
     "Momentum, first step": Momentum(ScoreFunction("exact")),
+    "AdvantageWeighted, sampled": AdvantageWeighted("sampled", trajectories=200),
+    "AdvantageWeighted, model-free": AdvantageWeighted("model_free", trajectories=200),
 }
 """Unbiased estimators, whose means must be within their confidence intervals."""
 
@@ -81,7 +84,12 @@ REFUSED = {
     **{
         name: {**dict.fromkeys(EXPLICIT, NO_LOSS), "convex": ".", "regulator": NO_LOSS}
         for name in SAMPLED
-        if not name.startswith("ZeroOrder")
+        if not name.startswith(("ZeroOrder", "AdvantageWeighted"))
+    },
+    **{
+        name: dict.fromkeys([other for other in PROBLEMS if not other.startswith("return")], "discounted")
+        for name in (*EXACT, *SAMPLED)
+        if name.startswith("AdvantageWeighted")
     },
     "ZeroOrder, two points": {},
 }

@@ -58,7 +58,8 @@ def test_under_a_divergence(variant):
 def test_sampled_is_unbiased(name, variant):
     """The mean of sampled estimates is ∇φ: own-tail correlations, a discount too many or a follower's rows mixed up show."""
     problem = RETURNS[name]
-    check_hypergradient(problem, problems.point(problem, 7), AdvantageWeighted(variant, trajectories=1500, draws=2), estimates=15)
+    trajectories = 1500 if variant == "sampled" else 6000  # costs to go are noisier than what the leader has learnt
+    check_hypergradient(problem, problems.point(problem, 7), AdvantageWeighted(variant, trajectories=trajectories, draws=2), estimates=15)
 
 
 def test_sampled_without_a_horizon():
@@ -69,16 +70,14 @@ def test_sampled_without_a_horizon():
 
 def test_own_trajectories_are_no_baseline():
     """The baseline is the mean over the *others* that live, of the same follower: with itself in it a part of the gradient is lost."""
-    states, alive = torch.tensor([[0, 1], [0, 0], [0, 1]]), torch.tensor([[True, True], [True, True], [True, False]])
+    states, alive = torch.tensor([[0, 1], [0, 1], [0, 1]]), torch.tensor([[True, True], [True, True], [True, False]])
     ahead = torch.tensor([[1.0, 4.0], [3.0, 5.0], [8.0, 7.0]], dtype=torch.float64)
     policy = torch.full((2, 1), 1.0, dtype=torch.float64)
     one = _less_the_others(ahead, Trajectory(states, 0 * states, alive), policy)
-    expected = torch.tensor(
-        [[1 - (3 + 5 + 8) / 3, 4], [3 - (1 + 8) / 2, 5 - (1 + 8) / 2], [8 - (1 + 3 + 5) / 3, 7 - 4]], dtype=torch.float64
-    )
+    expected = torch.tensor([[1 - (3 + 8) / 2, 4 - 5], [3 - (1 + 8) / 2, 5 - 4], [8 - (1 + 3) / 2, 7 - (4 + 5) / 2]], dtype=torch.float64)
     torch.testing.assert_close(one, expected)
     two = _less_the_others(ahead, Trajectory(states, 0 * states, alive, contexts=torch.tensor([0, 0, 1])), torch.stack([policy, policy]))
-    torch.testing.assert_close(two[:, 0], torch.tensor([1 - (3 + 5) / 2, 2.0, 8.0], dtype=torch.float64))
+    torch.testing.assert_close(two[:, 0], torch.tensor([-2.0, 2.0, 8.0], dtype=torch.float64))
 
 
 def test_samples_are_counted():

@@ -86,6 +86,7 @@ def test_upper_objective_against_rollouts(horizon, penalty, trajectories):
     def off(problem):
         return abs(float(returns.mean()) + float(problem.objective.value(problem, x, policy)))
 
+    assert problem.objective.horizon == horizon
     assert off(problem) < error
     assert off(four_rooms_incentive(penalty=0.0, horizon=horizon).problem) > error
     if horizon == 30:

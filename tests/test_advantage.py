@@ -12,7 +12,7 @@ from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import AdvantageWeighted, Exact, RandomizedTruncation
-from bilevel_gym.hypergradients.advantage import _less_the_others
+from bilevel_gym.hypergradients.advantage import _less_the_others, _to_go
 from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
 from bilevel_gym.testing import check_hypergradient
@@ -66,6 +66,11 @@ def test_sampled_without_a_horizon():
     """Trajectories are long enough for an endless upper level: their truncation is below the noise."""
     problem = RETURNS["contexts"]
     check_hypergradient(problem, problems.point(problem, 8), AdvantageWeighted(trajectories=500, draws=2), estimates=10)
+
+
+def test_costs_to_go():
+    """A_upper is what an action still brings, not what came before it."""
+    torch.testing.assert_close(_to_go(torch.tensor([[1.0, 2.0, 4.0]])), torch.tensor([[7.0, 6.0, 4.0]]))
 
 
 def test_own_trajectories_are_no_baseline():

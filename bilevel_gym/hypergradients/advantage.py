@@ -115,7 +115,7 @@ class AdvantageWeighted:
         if self.variant == "sampled":
             gain = _look_up(problem.objective.advantage(problem, x, policy)[0], played)
         else:
-            ahead = (counts * _look_up(upper.reward.expand(policy.shape), played)).flip(-1).cumsum(-1).flip(-1)
+            ahead = _to_go(counts * _look_up(upper.reward.expand(policy.shape), played))
             gain = _less_the_others(ahead / counts.clamp_min(torch.finfo(counts.dtype).tiny), played, policy)
         # Steps are drawn ∝ γ̄^t, so that each stands for Σ_t γ̄^t / draws of them.
         time = torch.multinomial(counts, self.draws, replacement=True, generator=generator).flatten()
@@ -155,6 +155,11 @@ def _look_up(table: Tensor, played: Trajectory) -> Tensor:
 def _table(weights: Tensor, played: Trajectory, policy: Tensor) -> Tensor:
     """The weights of all steps added up by state and action: [N, T] → [S, A]."""
     return torch.zeros_like(policy).flatten().index_add_(0, _cells(played, policy).flatten(), weights.flatten()).view(policy.shape)
+
+
+def _to_go(costs: Tensor) -> Tensor:
+    """Σ_{k≥t} of what each trajectory still pays: [N, T] → [N, T]."""
+    return costs.flip(-1).cumsum(-1).flip(-1)
 
 
 def _less_the_others(ahead: Tensor, played: Trajectory, policy: Tensor) -> Tensor:

@@ -261,6 +261,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         """Evaluate, and take all of it at once: x, response, memory and counters change together or not at all."""
         with torch.no_grad():
             evaluation, memory = self.problem.objective.evaluate(self.problem, x, response, self._memory, self._generator)
+        refuse_not_finite(evaluation)
         self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory
         self.counters.lower_step += response.steps
         self.counters.env_steps += response.env_steps + evaluation.env_steps
@@ -282,3 +283,13 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
 def _is_batch(world: Any) -> bool:
     """Whether the tables have axes before those of contexts and states."""
     return bool(world.start.ndim > (1 if world.context_weights is None else 2))
+
+
+def refuse_not_finite(evaluation: Evaluation) -> None:
+    """An objective that is NaN or infinite ends here, before anything has changed.
+
+    Raises:
+        InvalidProblem: it is.
+    """
+    if not bool(evaluation.value.isfinite().all()):
+        raise InvalidProblem("the objective is not finite: reward or transition at this x are not, or overflow; narrow the box of x")

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.envs.bilevel_env import BilevelEnv
+from bilevel_gym.envs.bilevel_env import BilevelEnv, refuse_not_finite
 from bilevel_gym.envs.boundary import Observation, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
@@ -193,7 +193,9 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
                 raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
             return self._go_on(given)
         self._seed(
-            [None if seed is None else seed + i for i in range(self.num_envs)] if seed is None or isinstance(seed, int) else list(seed)
+            [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+            if seed is None or isinstance(seed, int | np.integer)
+            else list(seed)
         )
         return self._start_cold(given)
 
@@ -244,7 +246,7 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         """The whole nest of all members as plain data, as ``BilevelEnv.get_state``."""
         return {
             "num_envs": self.num_envs,
-            "dimension": self.problem.dimension,
+            "sizes": self.problem.sizes,
             **{name: checkpoint.pack(getattr(self, name)) for name in _STATE},
         }
 
@@ -252,15 +254,15 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         """Go back to what ``get_state`` returned, on environments that were built in the same way.
 
         Raises:
-            CheckpointError: the state is of another number of members or another dimension; nothing has changed.
+            CheckpointError: the state is of another number of members or of other sizes; nothing has changed.
         """
-        if missing := {"num_envs", "dimension", *_STATE} - set(state):
+        if missing := {"num_envs", "sizes", *_STATE} - set(state):
             raise CheckpointError(
                 f"the state lacks {sorted(missing)}: it is not one of vectorized outer environments, or of another release"
             )
-        if (state["num_envs"], state["dimension"]) != (self.num_envs, self.problem.dimension):
+        if (state["num_envs"], list(state["sizes"])) != (self.num_envs, self.problem.sizes):
             raise CheckpointError(
-                f"the state is of {state['num_envs']} members in dimension {state['dimension']}, here are {self.num_envs} in dimension {self.problem.dimension}: build them with the same arguments"
+                f"the state is of {state['num_envs']} members of sizes {state['sizes']}, here are {self.num_envs} of sizes {self.problem.sizes}: build them with the same arguments"
             )
         for name, value in {name: checkpoint.unpack(state[name]) for name in _STATE}.items():
             setattr(self, name, value)
@@ -328,6 +330,7 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
                 evaluation = Evaluation(torch.stack([part.value for part in parts]))
             else:
                 evaluation, _ = objective.evaluate(self.problem, x, response, None, self._generators[0])
+        refuse_not_finite(evaluation)
         self._x, self._response, self._evaluation, self._parts, self._memories = x, response, evaluation, parts, memories
         for i, counters in enumerate(self.counters):
             counters.lower_step += response.steps

@@ -86,6 +86,10 @@ class Momentum:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
+        if not hasattr(self.inner, "again"):
+            return f"{type(self.inner).__name__} cannot be asked again about the same samples; use ScoreFunction inside"
+        if self.correction == "importance" and not getattr(problem.objective, "on_policy", True):
+            return "the fragments are not the follower's own, so their weights would mean nothing; use correction='none'"
         if getattr(self.inner, "batch", None) is not None:
             return "both estimates are of the fresh samples, and the inner one takes a batch of the queue: give it batch=None"
         if self.correction == "importance" and not problem.tabular:

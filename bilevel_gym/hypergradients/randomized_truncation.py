@@ -18,7 +18,7 @@ __all__ = ["RandomizedTruncation"]
 class RandomizedTruncation:
     """g_0 + (g_{k+1} − g_k)/p_k with k drawn with p_k ∝ 2^{−k}, g_k the inner estimate after 2^k solves from cold (mathematics §7).
 
-    Its mean is that of g_K, while it costs about 2K solves in place of 2^K. Source: the RT-Q of HPGD (Thoma et al., NeurIPS 2024),
+    Its mean is that of g_K, while it costs about K solves in place of 2^K. Source: the RT-Q of HPGD (Thoma et al., NeurIPS 2024),
     where g is their sampled estimate and the lower level learns by soft Q-learning. Here g is any estimator, and a solve is one of the
     environment's: with ``SoftValueIteration(sweeps=N)`` level k has 2^k N sweeps. Both estimates of a difference get the same random
     numbers, so that it shrinks as the levels agree. A re-implementation: the paper's importance weights are not needed for that.
@@ -32,7 +32,7 @@ class RandomizedTruncation:
     Raises:
         InvalidProblem: no level.
 
-    Cost: 2^{k+1} solves and three estimates; on average about 2K solves.
+    Cost: 2^{k+1} solves and three estimates; on average about K solves.
     """
 
     estimator: Estimator
@@ -45,6 +45,8 @@ class RandomizedTruncation:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the inner estimator does not fit."""
+        if getattr(self.estimator, "sensitivity", None) == "critic" or hasattr(self.estimator, "inner"):
+            return f"{type(self.estimator).__name__} learns from one call to the next, and the levels of one call would be mixed up in it; use one without a state"
         return self.estimator.supports(problem)
 
     def init(self, oracle: Oracle) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import ArrayLike, as_table
 from bilevel_gym.objectives.policy import ExplicitObjective
 from bilevel_gym.objectives.returns import ReturnObjective
@@ -51,7 +51,13 @@ class DemonstrationLikelihood(ExplicitObjective):
         self.world, self.ridge = world, ridge
 
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
-        """f(x, π): [B, D], [B, S, A] → [B]."""
+        """f(x, π): [B, D], [B, S, A] → [B].
+
+        Raises:
+            InvalidProblem: d̂ is not a table of this world's states and actions.
+        """
+        if self.occupancy.shape[-2:] != policy.shape[-2:]:
+            raise InvalidProblem(f"occupancy has shape {tuple(self.occupancy.shape)}: it must end with [S, A] = {list(policy.shape[-2:])}")
         shown = problem.over_contexts((self.occupancy * problem.at(x).reward).sum((-2, -1)))
         excess = -self._cost(problem).value(problem, x, policy) - shown
         return excess / problem.regularizer.temperature + 0.5 * self.ridge * (x * x).sum(-1)
@@ -67,7 +73,15 @@ class DemonstrationLikelihood(ExplicitObjective):
 
     @classmethod
     def stack(cls, parts: Sequence[DemonstrationLikelihood]) -> DemonstrationLikelihood:
-        """Likelihoods of several sets of demonstrations as a batch: d̂ [B, S, A]."""
+        """Likelihoods of several sets of demonstrations as a batch: d̂ [B, S, A].
+
+        Raises:
+            UnsupportedProblem: their ridges differ, or only some have a world of their own.
+        """
+        if any(part.ridge != parts[0].ridge or (part.world is None) != (parts[0].world is None) for part in parts):
+            raise UnsupportedProblem(
+                "likelihoods are stacked where they have one ridge, and all or none a world of their own: make them alike"
+            )
         worlds: list[Any] = [part.world for part in parts if part.world is not None]
         occupancy = torch.stack([part.occupancy for part in parts])
         world = type(worlds[0]).stack(worlds) if worlds else None

@@ -84,6 +84,12 @@ class PreferenceObjective:
             raise InvalidProblem(f"trajectories is {self.trajectories}: a pair takes its fragments from two different ones")
         if self.cut not in ("start", "anywhere"):
             raise InvalidProblem(f"cut is {self.cut!r}: choose 'start' or 'anywhere'")
+        if self.exact and self.cut != "start":
+            raise InvalidProblem("exact values need fragments that start at the reset: choose cut='start'")
+        if isinstance(self.reference, Tensor):
+            rows = self.reference.sum(-1)
+            if not bool((self.reference >= 0).all()) or not bool(((rows - 1.0).abs() < 1e-8).all()):
+                raise InvalidProblem("reference must be a policy [S, A]: rows of probabilities, each with sum one")
 
     @classmethod
     def stack(cls, objectives: Sequence[PreferenceObjective]) -> PreferenceObjective:

@@ -92,6 +92,7 @@ class ReturnObjective(ExplicitObjective):
 
         Raises:
             UnsupportedProblem: M̄ has contexts, and the follower's world has not.
+            InvalidProblem: the cost is not a table of M̄'s states and actions.
         """
         world = self._world(problem)
         weights = problem.world.context_weights
@@ -100,7 +101,10 @@ class ReturnObjective(ExplicitObjective):
         start = world.start if weights is None else weights[:, None] * world.start
         discount = world.discount if self.discount is None else self.discount
         regularizer = problem.regularizer if self.regularizer is None else self.regularizer
-        return MDP(self._cost(problem, x), world.transition_at(_lift(problem, x)), start, discount, regularizer)
+        cost = self._cost(problem, x)
+        if cost.shape[-2:] != (world.states, world.actions):
+            raise InvalidProblem(f"cost has shape {tuple(cost.shape)}: it must end with [S, A] = {[world.states, world.actions]}")
+        return MDP(cost, world.transition_at(_lift(problem, x)), start, discount, regularizer)
 
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
         """f(x, π): [B, D], [B, S, A] → [B]."""

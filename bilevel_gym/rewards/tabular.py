@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import ArrayLike, as_table, matvec
 from bilevel_gym.rewards.box import Box
 
@@ -70,7 +70,12 @@ class QuadraticReward(Table):
 
     @classmethod
     def stack(cls, rewards: Sequence[QuadraticReward]) -> QuadraticReward:
-        """Rewards of one size as a batch: tables with a leading axis B."""
+        """Rewards of one size and box as a batch: tables with a leading axis B.
+
+        Raises:
+            UnsupportedProblem: their boxes differ.
+        """
+        _one_box(rewards)
         coefficients, matrices = (torch.stack([getattr(reward, name) for reward in rewards]) for name in ("coefficients", "matrix"))
         return cls(coefficients, matrices, bound=rewards[0].bound, device=rewards[0].device)
 
@@ -112,10 +117,22 @@ class LinearReward(Table):
 
     @classmethod
     def stack(cls, rewards: Sequence[LinearReward]) -> LinearReward:
-        """Rewards of one size as a batch: features with a leading axis B."""
+        """Rewards of one size and box as a batch: features with a leading axis B.
+
+        Raises:
+            UnsupportedProblem: their boxes differ, or only some have an offset.
+        """
+        _one_box(rewards)
         offsets = [reward.offset for reward in rewards if reward.offset is not None]
+        if len(offsets) not in (0, len(rewards)):
+            raise UnsupportedProblem("rewards are stacked where all of them have an offset, or none: give the others one of zeros")
         features = torch.stack([reward.features for reward in rewards])
         return cls(features, torch.stack(offsets) if offsets else None, bound=rewards[0].bound, device=rewards[0].device)
+
+
+def _one_box(rewards: Sequence[Table]) -> None:
+    if len({reward.bound for reward in rewards}) > 1:
+        raise UnsupportedProblem("rewards are stacked where x has one box: give them the same bound")
 
 
 def finite_table(values: ArrayLike, device: str | torch.device) -> Tensor:

@@ -50,7 +50,7 @@ def policy_error(gap: Tensor, mdp: MDP) -> Tensor:
     ‖Q − Q*‖_∞ ≤ gap/(1−γ), and q ↦ π is L-Lipschitz from ‖·‖_∞ to ‖·‖_2 in each of the S rows: 1/τ for a softmax, √A/τ for sparsemax.
 
     Args:
-        gap: [B] a bound of the soft Bellman residual.
+        gap: [B] a bound of the soft Bellman residual; with contexts [B, C], and each follower is bounded by itself.
 
     Returns:
         [B].

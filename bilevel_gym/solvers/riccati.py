@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.linear_quadratic import GaussianFeedback, cost_to_go, soft_feedback
+from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers.base import GIVE_UP, iterate
 from bilevel_gym.types import Budget, Problem, Response
 
@@ -57,10 +58,14 @@ class Riccati:
         """The follower before it has seen any x: no feedback, and the noise that suits P = 0 and unit weights.
 
         Raises:
-            UnsupportedProblem: the world is not linear-Gaussian, or the reward not a quadratic cost.
+            UnsupportedProblem: the world is not linear-Gaussian, the reward not a quadratic cost, or the regularizer not Shannon's.
         """
         if not (hasattr(problem.world, "state_matrix") and hasattr(problem.reward, "weights")):
             raise UnsupportedProblem("Riccati solves linear-Gaussian worlds with a quadratic cost; use another solver on this problem")
+        if not isinstance(problem.regularizer, Shannon):
+            raise UnsupportedProblem(
+                f"the Gaussian answer is the one under Shannon entropy, not {type(problem.regularizer).__name__}; use regularizers.Shannon(temperature)"
+            )
         nothing = torch.zeros_like(problem.world.state_matrix)
         _, action_cost = problem.reward.weights(torch.zeros(problem.dimension, dtype=nothing.dtype, device=nothing.device))
         return Response(policy=_improve(problem, nothing, action_cost), gap=nothing.new_full((), torch.inf))

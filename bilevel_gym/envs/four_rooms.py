@@ -27,6 +27,7 @@ def four_rooms_incentive(
     penalty: float = 1.0,
     temperature: float = 0.005,
     discount: float = 0.99,
+    slip: float = 0.33,
     horizon: int = 200,
     amount: float = -0.2,
     solver: str | LowerSolver = "policy_iteration",
@@ -40,7 +41,8 @@ def four_rooms_incentive(
     Description:
         The four rooms of HPGD (Thoma, Pasztor, Krause, Ramponi, Hu, NeurIPS 2024): 104 cells, start (4, 1), and two followers with the
         goals (1, 9) and (11, 11), each with weight ½. The chosen direction is taken with probability .67, each other with .11: that is
-        the released simulator, the released transition matrix has .56 and .147. An action in the goal earns 1 and ends the episode.
+        the released simulator. The released transition matrix, in which the paper's followers are solved and its numbers are counted,
+        has .56 and .147; ``slip=0.44`` is that. An action in the goal earns 1 and ends the episode.
     x:
         R^105, logits in [−20, 20]: a cell pays −.2 softmax(x)_s to who acts in it, the goal nothing, the last share goes nowhere. They
         start normal with deviation .01.
@@ -55,12 +57,15 @@ def four_rooms_incentive(
         −f(x, π), which is what the paper reports.
     Reference value:
         After 10,000 steps of HPGD, on average over 10 seeds, with λ = 1, 3, 5: .91, .51, .46 (τ = .001); .95, .73, .29 (.003);
-        1.17, 1.01, .87 (.005). Measured there in the released transition matrix and without the horizon.
+        1.17, 1.01, .87 (.005), counted with ``slip=0.44`` and without the horizon. There 750 steps along the exact hyper-gradient from
+        three seeds reach 1.16 to 1.31 for τ = .005, λ = 1 and .39 at best for τ = .003, λ = 3, where the paper's model-based AMD has
+        1.28 and .39: the definition is the same, and there are local optima.
 
     Args:
         penalty: λ ≥ 0.
         temperature: τ.
         discount: γ, of both levels.
+        slip: probability that another direction than the chosen one is taken.
         horizon: steps that the leader looks at.
         amount: what the shares add up to; negative is a charge.
         solver: ``"policy_iteration"`` (to 1e-13), ``"value_iteration"`` (``sweeps`` sweeps a step), or a solver object.
@@ -74,7 +79,7 @@ def four_rooms_incentive(
     """
     if not 0.0 <= penalty < float("inf"):
         raise InvalidProblem(f"penalty is {penalty}: λ weighs what the leader hands out, and must not be negative or infinite")
-    world = four_rooms(discount=discount, device=device)
+    world = four_rooms(discount=discount, slip=slip, device=device)
     assert world.true_reward is not None
     goal = world.termination[..., 0]
     reward = IncentiveReward(world.true_reward, 1.0 - goal, amount=amount, bound=20.0, device=device)

@@ -230,6 +230,6 @@ def _sparsemax(z: Tensor) -> Tensor:
     ordered = z.sort(-1, descending=True).values
     total = ordered.cumsum(-1) - 1.0
     rank = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
-    size = (rank * ordered > total).sum(-1, keepdim=True)
+    size = (rank * ordered > total).sum(-1, keepdim=True).clamp_min(1)  # 1 at least, but where z is NaN, which goes through
     threshold = total.gather(-1, size - 1) / size
     return (z - threshold).clamp_min(0.0)

@@ -16,7 +16,7 @@ from bilevel_gym.hypergradients import Exact, ExactRiccati, Momentum, Randomized
 from bilevel_gym.objectives import DemonstrationLikelihood, PreferenceObjective, QuadraticObjective, ReturnObjective
 from bilevel_gym.regularizers import Tsallis
 from bilevel_gym.rewards import FunctionReward, LinearReward, QuadraticReward
-from bilevel_gym.solvers import Riccati, SoftValueIteration
+from bilevel_gym.solvers import Riccati, SoftPolicyIteration, SoftValueIteration
 from tests import problems
 
 
@@ -105,3 +105,19 @@ def test_seeds_of_numpy():
     first, _ = envs.reset(seed=np.int64(3))
     again, _ = envs.reset(seed=3)
     np.testing.assert_array_equal(first["x"], again["x"])
+
+
+def test_what_is_not_there_yet():
+    """A picture before the first reset, a name that stands for no solver, a NaN under sparsemax: each says what to do."""
+    env = gym.make("bilevel/RandomMDP-v0", render_mode="rgb_array").unwrapped
+    envs = gym.make_vec("bilevel/RandomMDP-v0", num_envs=2, render_mode="rgb_array").unwrapped
+    for early in (env, envs):
+        with pytest.raises(gym.error.ResetNeeded):
+            early.render()
+    with pytest.raises(InvalidProblem, match="no name stands for one here"):
+        gym.make("bilevel/SoftLQR-v0", solver="riccati")
+    base = problems.under_tsallis(problems.linear(0))
+    nothing = LinearReward(torch.zeros(7, 3, 1))
+    problem = BilevelProblem(base.world, nothing, base.regularizer, QuadraticObjective())
+    with pytest.raises(InvalidProblem):
+        SoftPolicyIteration().solve(problem, torch.full((1,), float("nan"), dtype=torch.float64))

@@ -71,6 +71,10 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
             )
+        if not (hasattr(solver, "start") and hasattr(solver, "solve")):
+            raise InvalidProblem(
+                f"solver is {solver!r}: give an object with start and solve, such as those of bilevel_gym.solvers; no name stands for one here"
+            )
         self.solver = solver
         self.solve_on_reset = solve_on_reset
         self.render_mode = render_mode
@@ -178,8 +182,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         if self.render_mode == "ansi":
             return f"step {self.counters.upper_step}: objective {float(self.evaluation.value):.6g}, gap {float(self.response.gap):.3g}"
         if self.render_mode == "rgb_array":
+            policy = self.response.policy
             assert self._x is not None
-            return picture(self.problem, self._x, self.response.policy)
+            return picture(self.problem, self._x, policy)
         return None
 
     # ------------------------------------------------------------------------------------------ state

@@ -236,8 +236,9 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
             return tuple(f"step {self.counters[0].upper_step}: objective {f:.6g}, gap {gap:.3g}" for f, gap in lines)
         if self.render_mode != "rgb_array":
             return None
+        policies = self.response.policy
         assert self._x is not None
-        members = zip(self._problems, self._x, self.response.policy, strict=True)
+        members = zip(self._problems, self._x, policies, strict=True)
         return tuple(picture(problem, x, policy) for problem, x, policy in members)
 
     # ------------------------------------------------------------------------------------------ state

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bilevel_gym import BilevelEnv, BilevelProblem
+from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.envs import BilevelVectorEnv
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
-from bilevel_gym.hypergradients import Exact, ExactRiccati, Momentum, RandomizedTruncation, ScoreFunction
+from bilevel_gym.hypergradients import AdvantageWeighted, Exact, ExactRiccati, Momentum, RandomizedTruncation, ScoreFunction
 from bilevel_gym.objectives import DemonstrationLikelihood, PreferenceObjective, QuadraticObjective, ReturnObjective
 from bilevel_gym.regularizers import Tsallis
 from bilevel_gym.rewards import FunctionReward, LinearReward, QuadraticReward
@@ -121,3 +122,21 @@ def test_what_is_not_there_yet():
     problem = BilevelProblem(base.world, nothing, base.regularizer, QuadraticObjective())
     with pytest.raises(InvalidProblem):
         SoftPolicyIteration().solve(problem, torch.full((1,), float("nan"), dtype=torch.float64))
+    with pytest.raises(InvalidProblem, match="it is a seed"):
+        gym.make("bilevel/TabularPreference-v0", instance=-1)
+
+
+def test_a_rate_comes_back_whole():
+    """A restored optimizer has the schedule that was saved, not half of it and half of its own."""
+    x = torch.zeros(2, dtype=torch.float64)
+    first, second = GradientDescent([x], lr=1.0, decay=0.5, max_norm=2.0), GradientDescent([x], lr=0.1)
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict()
+
+
+def test_hpgd_needs_a_table():
+    """Sampled advantages ask for tables like exact ones, and say so where there are none."""
+    problem = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped.problem
+    other = replace(problem, objective=ReturnObjective(np.ones((2, 2))))
+    for variant in ("oracle", "sampled", "model_free"):
+        assert "transition probabilities" in AdvantageWeighted(variant).supports(other)

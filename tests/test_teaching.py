@@ -159,8 +159,10 @@ def test_refusals():
         made("RewardShaping", kind="sparse")
     with pytest.raises(InvalidProblem, match="'state' or 'state_action'"):
         made("Apprenticeship", features="pixels")
-    with pytest.raises(InvalidProblem, match="one trajectory at least"):
+    with pytest.raises(InvalidProblem, match="one trajectory of one step at least"):
         made("Apprenticeship", demonstrations=0)
+    with pytest.raises(InvalidProblem, match="horizon 0"):
+        made("Apprenticeship", demonstrations=2, horizon=0)
     with pytest.raises(UnsupportedProblem, match="several followers"):
         made("Apprenticeship", base="four_rooms", demonstrations=3)
     with pytest.raises(InvalidProblem, match="ridge is 0"):

@@ -44,9 +44,10 @@ class GradientDescent:
             parameter.sub_(gradient, alpha=self.lr * self.steps**-self.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """The learning rate, and the number of steps so far."""
-        return {"lr": self.lr, "steps": self.steps}
+        """The learning rate with its decay and clip, and the number of steps so far."""
+        return {"lr": self.lr, "decay": self.decay, "max_norm": self.max_norm, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to it."""
-        self.lr, self.steps = float(state["lr"]), int(state["steps"])
+        self.lr, self.decay, self.steps = float(state["lr"]), float(state["decay"]), int(state["steps"])
+        self.max_norm = None if state["max_norm"] is None else float(state["max_norm"])

@@ -91,8 +91,10 @@ def apprenticeship(
     regularizer = Shannon(temperature)
     assert world.true_reward is not None
     policy = soft_optimal(world, regularizer, world.true_reward)
-    if demonstrations is not None and demonstrations < 1:
-        raise InvalidProblem(f"demonstrations is {demonstrations}: the expert shows one trajectory at least, or None for all of them")
+    if demonstrations is not None and (demonstrations < 1 or horizon < 1):
+        raise InvalidProblem(
+            f"demonstrations is {demonstrations} and horizon {horizon}: the expert shows one trajectory of one step at least, or None for all of them"
+        )
     if demonstrations is not None and world.context_weights is not None:
         raise UnsupportedProblem(f"{base} has several followers, whose demonstrations are not drawn: leave demonstrations at None")
 

@@ -95,6 +95,8 @@ def tabular_preference(
     """
     if fragments not in ("on_policy", "reference"):
         raise InvalidProblem(f"fragments is {fragments!r}: choose 'on_policy' or 'reference'")
+    if instance < 0:
+        raise InvalidProblem(f"instance is {instance}: it is a seed, 0 or more")
     cells = states * actions
     if min(states, actions, length) < 1 or cells**length > LARGEST_ENUMERATION:
         raise InvalidProblem(

@@ -76,8 +76,9 @@ class AdvantageWeighted:
             return f"it needs a discounted upper cost such as objectives.ReturnObjective, and f is a {type(problem.objective).__name__}; use Exact, or ScoreFunction on samples"
         if not problem.regularizer.entropic:
             return f"∂A/τ is the score under an entropy or a divergence, not under {type(problem.regularizer).__name__}; use hypergradients.Exact"
-        if self.variant == "oracle":
-            return refuse_unless_explicit(problem)
+        reason = refuse_unless_explicit(problem)
+        if reason is not None or self.variant == "oracle":
+            return reason
         if getattr(problem.world, "depends_on_x", False):
             return "P depends on x, and sampled sensitivities differentiate the reward alone; use variant='oracle'"
         if problem.objective.world is not None:

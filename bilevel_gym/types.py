@@ -288,7 +288,7 @@ class Branching(Protocol):
             policy: the same kind as ``rollout`` takes.
             states: [N] or [N, *observation] where each continuation begins.
             steps: [N] int64, how many steps each takes, 1 or more.
-            generator: the source of the draws; continuations are independent of each other.
+            generator: the source of the draws, of as many with first actions as without; continuations are independent of each other.
             actions: [N] or [N, *action] what each plays first; None draws that from the policy, too.
             contexts: [N] which follower plays, on worlds with contexts.
 

@@ -95,7 +95,11 @@ def one_step(at: Point, fresh: Samples, visits: Tensor, action_samples: int) -> 
 
 
 def play_continuations(oracle: Oracle, response: Response, fresh: Samples, window: Window, branches: int | None) -> Continuations:
-    """Play ξ and ζ from uniformly drawn steps of the fragments, each for a number of steps of its own (``numerics.draw_horizons``).
+    """Play ξ and ζ from uniformly drawn steps of the fragments, each pair for a number of steps of its own (``numerics.draw_horizons``).
+
+    Both are independent of the fragment. Of each other they need not be, only the difference of their means counts: they are played for
+    the same time with the same random numbers, so that they stay together once they have met. The slides draw them independently, which
+    is two to four times as noisy (``benchmarks/estimators.py``).
 
     Args:
         oracle: where they are played, and counted.
@@ -121,9 +125,11 @@ def play_continuations(oracle: Oracle, response: Response, fresh: Samples, windo
     tuples, pieces, _ = kept.nonzero().unbind(-1)
     row, time = fresh.origin[tuples, pieces], time[kept]
     states, actions = played.states[row, time], played.actions[row, time]
-    discount, generator = oracle.problem.world.discount, oracle.generator
-    given = oracle.branch(response.policy, states, steps=draw_horizons(len(row), discount, generator), actions=actions)
-    free = oracle.branch(response.policy, states, steps=draw_horizons(len(row), discount, generator))
+    steps = draw_horizons(len(row), oracle.problem.world.discount, oracle.generator)
+    noise = oracle.generator.get_state()
+    given = oracle.branch(response.policy, states, steps=steps, actions=actions)
+    oracle.generator.set_state(noise)  # a branch draws as many numbers with first actions as without
+    free = oracle.branch(response.policy, states, steps=steps)
     return Continuations(tuples, share[kept], given, free)
 
 

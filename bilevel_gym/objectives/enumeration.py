@@ -87,7 +87,9 @@ def enumerate_fragments(transition: Transitions, start: Tensor, length: int) -> 
         UnsupportedProblem: there are more than ``LARGEST_ENUMERATION``; the message says to sample instead.
     """
     if transition.ndim != 3:
-        raise UnsupportedProblem("fragments are enumerated for one P, which a batch of x and policies may share, not for a batch of them")
+        raise UnsupportedProblem(
+            "fragments are enumerated for one P, which a batch of x and policies may share: take one problem out of the batch"
+        )
     count, actions, _ = transition.shape
     state = start.nonzero().squeeze(-1)
     alive = torch.ones_like(state, dtype=torch.bool)

@@ -56,7 +56,7 @@ def play_on(
         policy: [S, A]; [C, S, A] with contexts.
         states: [N] where each begins.
         steps: how many for all, or [N] for each; T is the largest.
-        generator: the source of the draws.
+        generator: the source of 2NT draws.
         actions: [N] what each plays first; None draws that, too.
         contexts: [N] whose play each is, on tables with contexts.
 
@@ -77,12 +77,14 @@ def play_on(
     shape = (len(states), int(limit.max()))
     visited, chosen = states.new_zeros(shape), states.new_zeros(shape)
     living = torch.zeros(shape, dtype=torch.bool, device=states.device)
+    # Drawn for all, whoever ends when, and for first actions that are given: plays with equal generators stay comparable.
+    noise = torch.rand(shape[1], 2, shape[0], 1, generator=generator, dtype=policy.dtype, device=states.device)
     going, state = torch.arange(len(states), device=states.device), states
     for time in range(shape[1]):
         row = base[going] + state
-        action = actions if actions is not None and time == 0 else _draw(chances[row], generator).clamp_max(choices - 1)
+        action = actions if actions is not None and time == 0 else _pick(chances[row], noise[time, 0, going]).clamp_max(choices - 1)
         visited[going, time], chosen[going, time], living[going, time] = state, action, True
-        drawn = _draw(moves[row * choices + action], generator)
+        drawn = _pick(moves[row * choices + action], noise[time, 1, going])
         kept = (drawn < count) & (limit[going] > time + 1)
         going, state, drawn = going[kept], state[kept], drawn[kept]
         if not len(going):
@@ -94,12 +96,11 @@ def play_on(
     return Trajectory(visited, chosen, living, true_reward.expand(policy.shape)[(*whose, visited, chosen)] * living, contexts)
 
 
-def _draw(cumulated: Tensor, generator: torch.Generator) -> Tensor:
-    """The first column whose cumulated probability exceeds a uniform number, K where none does, as at an end: [n, K] → [n].
+def _pick(cumulated: Tensor, uniform: Tensor) -> Tensor:
+    """The first column whose cumulated probability exceeds a uniform number, K where none does, as at an end: [n, K], [n, 1] → [n].
 
     It takes one random number a row, where ``torch.multinomial`` takes K.
     """
-    uniform = torch.rand(len(cumulated), 1, generator=generator, dtype=cumulated.dtype, device=cumulated.device)
     return torch.searchsorted(cumulated, uniform, right=True).squeeze(-1)
 
 

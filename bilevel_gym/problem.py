@@ -38,7 +38,7 @@ class BilevelProblem:
         if not self.tabular:
             return
         example = torch.zeros(self.dimension, dtype=self.reward.dtype, device=self.reward.device)
-        table = self.reward.at(self._lift(example))  # type: ignore[attr-defined]
+        table = self.reward.at(self.lift(example))  # type: ignore[attr-defined]
         weights = self.world.context_weights  # type: ignore[attr-defined]
         if weights is not None and table.ndim > 2 and table.shape[-3] not in (1, len(weights)):
             raise InvalidProblem(
@@ -81,7 +81,7 @@ class BilevelProblem:
             raise UnsupportedProblem(
                 "the world is not a table, so M_τ(x) cannot be written down; use solvers.SAC and the sampled estimators"
             )
-        world, reward, lifted = self.world, self.reward, self._lift(x)
+        world, reward, lifted = self.world, self.reward, self.lift(x)
         return MDP(reward.at(lifted), world.transition_at(lifted), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
 
     def under(self, regularizer: Regularizer) -> Self:
@@ -99,11 +99,11 @@ class BilevelProblem:
         Returns:
             [B, D]. Cost: one vector-Jacobian product of the reward, and one of P where P depends on x.
         """
-        lifted = self._lift(x)
-        result = self._lower(self.reward.vjp(lifted, cotangent))  # type: ignore[attr-defined]
+        lifted = self.lift(x)
+        result = self.sum_contexts(self.reward.vjp(lifted, cotangent))  # type: ignore[attr-defined]
         if self.world.depends_on_x:  # type: ignore[attr-defined]
             outer = self.world.discount * cotangent.unsqueeze(-1) * value[..., None, None, :]
-            result = result + self._lower(self.world.transition_vjp(lifted, outer))  # type: ignore[attr-defined]
+            result = result + self.sum_contexts(self.world.transition_vjp(lifted, outer))  # type: ignore[attr-defined]
         return result
 
     def over_contexts(self, values: Tensor) -> Tensor:
@@ -111,11 +111,11 @@ class BilevelProblem:
         weights = self.world.context_weights  # type: ignore[attr-defined]
         return values if weights is None else values @ weights
 
-    def _lift(self, x: Tensor) -> Tensor:
+    def lift(self, x: Tensor) -> Tensor:
         """x as all followers see it, [B, D] → [B, 1, D]: to rewards and transitions, contexts are one more batch."""
         return x if self.world.context_weights is None else x.unsqueeze(-2)  # type: ignore[attr-defined]
 
-    def _lower(self, gradient: Tensor) -> Tensor:
+    def sum_contexts(self, gradient: Tensor) -> Tensor:
         """The sum over the followers, [B, C, D] → [B, D]."""
         return gradient if self.world.context_weights is None else gradient.sum(-2)  # type: ignore[attr-defined]
 

@@ -534,6 +534,14 @@ class Problem(OuterProblem, Protocol):
         """M_τ(x) on a tabular world."""
         ...
 
+    def lift(self, x: Tensor) -> Tensor:
+        """x as the tables of all followers take it: [B, D] → [B, 1, D] where there are contexts."""
+        ...
+
+    def sum_contexts(self, gradient: Tensor) -> Tensor:
+        """The sum over the followers: [B, C, D] → [B, D]; ``gradient`` itself where there is one."""
+        ...
+
     def over_contexts(self, values: Tensor) -> Tensor:
         """The weighted mean over the followers: [B, C] → [B]; ``values`` themselves where there is one follower."""
         ...

@@ -193,7 +193,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         """The whole nest as plain data: x, response with the solver's warm start, memory, generators, counters and the instance."""
         return {
             "sizes": self.problem.sizes,
-            "drawn_from": checkpoint.pack(self._generator_from(self._drawn_from)),
+            "drawn_from": checkpoint.pack(generator_at(self._drawn_from)),
             **{
                 name: checkpoint.pack(value)
                 for name, value in (
@@ -240,12 +240,6 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         for owner in owners:
             if hasattr(owner, "close"):
                 owner.close()
-
-    @staticmethod
-    def _generator_from(state: Mapping[str, Any]) -> np.random.Generator:
-        generator = np.random.default_rng(0)
-        generator.bit_generator.state = state
-        return generator
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -298,3 +292,10 @@ def refuse_not_finite(evaluation: Evaluation) -> None:
     """
     if not bool(evaluation.value.isfinite().all()):
         raise InvalidProblem("the objective is not finite: reward or transition at this x are not, or overflow; narrow the box of x")
+
+
+def generator_at(state: Mapping[str, Any]) -> np.random.Generator:
+    """A generator of its own that goes on from the state of another one's bit generator."""
+    generator = np.random.default_rng(0)
+    generator.bit_generator.state = state
+    return generator

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.envs.bilevel_env import BilevelEnv, refuse_not_finite
+from bilevel_gym.envs.bilevel_env import BilevelEnv, generator_at, refuse_not_finite
 from bilevel_gym.envs.boundary import Observation, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
@@ -281,7 +281,12 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
             if seed is not None:
                 self._drawn_from[i].bit_generator.state = self._np_randoms[i].bit_generator.state
         if any(seed is not None for seed in seeds):
-            self._draw([self._np_randoms[i] if seed is not None else _copy(self._drawn_from[i]) for i, seed in enumerate(seeds)])
+            self._draw(
+                [
+                    self._np_randoms[i] if seed is not None else generator_at(self._drawn_from[i].bit_generator.state)
+                    for i, seed in enumerate(seeds)
+                ]
+            )
         self._seeded = True
 
     def _draw(self, sources: Sequence[np.random.Generator]) -> None:
@@ -390,9 +395,3 @@ def _spread(response: Response, count: int) -> Response:
         return response
     policy, value, q, gap = (part.expand(count, *part.shape) for part in (response.policy, response.value, response.q, response.gap))
     return replace(response, policy=policy, value=value, q=q, gap=gap)
-
-
-def _copy(source: np.random.Generator) -> np.random.Generator:
-    again = np.random.default_rng(0)
-    again.bit_generator.state = source.bit_generator.state
-    return again

@@ -104,7 +104,7 @@ class ReturnObjective(ExplicitObjective):
         cost = self._cost(problem, x)
         if cost.shape[-2:] != (world.states, world.actions):
             raise InvalidProblem(f"cost has shape {tuple(cost.shape)}: it must end with [S, A] = {[world.states, world.actions]}")
-        return MDP(cost, world.transition_at(_lift(problem, x)), start, discount, regularizer)
+        return MDP(cost, world.transition_at(problem.lift(x)), start, discount, regularizer)
 
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
         """f(x, π): [B, D], [B, S, A] → [B]."""
@@ -121,8 +121,8 @@ class ReturnObjective(ExplicitObjective):
         by_x = self.cost_vjp(problem, x, visits.unsqueeze(-1) * policy) if callable(self.cost) else torch.zeros_like(x)
         if pairs is not None:
             outer = mdp.discount * policy.unsqueeze(-1) * pairs.unsqueeze(-2)
-            moved = self._world(problem).transition_vjp(_lift(problem, x), outer)
-            by_x = by_x + (moved if problem.world.context_weights is None else moved.sum(-2))
+            moved = self._world(problem).transition_vjp(problem.lift(x), outer)
+            by_x = by_x + problem.sum_contexts(moved)
         return by_x, by_policy
 
     def advantage(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ class ReturnObjective(ExplicitObjective):
         return world
 
     def _cost(self, problem: Problem, x: Tensor) -> Tensor:
-        return self.cost(_lift(problem, x)) if callable(self.cost) else self.cost
+        return self.cost(problem.lift(x)) if callable(self.cost) else self.cost
 
     def _one_step(self, mdp: MDP, policy: Tensor) -> Tensor:
         """Σ_a π_sa r̄_sa + τ̄Ω̄(π_s): [B, S]."""
@@ -202,11 +202,6 @@ def _orbit(powers: list[Tensor], vector: Tensor, steps: int) -> Tensor:
     while len(blocks) * rows.shape[-2] < steps:
         blocks.append(blocks[-1] @ powers[-1])
     return torch.cat(blocks, -2)[..., :steps, :]
-
-
-def _lift(problem: Problem, x: Tensor) -> Tensor:
-    """x as the tables of all followers take it, [B, 1, D] where there are contexts."""
-    return x if problem.world.context_weights is None else x.unsqueeze(-2)
 
 
 def _table(cost: ArrayLike, device: str | torch.device) -> Tensor:

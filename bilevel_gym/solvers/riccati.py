@@ -11,7 +11,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.linear_quadratic import GaussianFeedback, cost_to_go, soft_feedback
 from bilevel_gym.regularizers import Shannon
-from bilevel_gym.solvers.base import GIVE_UP, iterate
+from bilevel_gym.solvers.base import iterate, step_limit
 from bilevel_gym.types import Budget, Problem, Response
 
 __all__ = ["Riccati"]
@@ -97,9 +97,7 @@ class Riccati:
         """
         first: GaussianFeedback = (self.start(problem) if warm is None else warm).policy
         weights = problem.reward.weights(x)
-        limit = min(limit for limit in (self.sweeps, None if budget is None else budget.steps, GIVE_UP) if limit is not None)
-        if limit < 1:
-            raise InvalidProblem("a budget of no steps leaves nothing to certify: give at least one, or keep the response that is there")
+        limit = step_limit(self.sweeps, budget)
 
         def done(state: _Newton) -> bool:
             rounding = 8.0 * torch.finfo(x.dtype).eps * state.scale

@@ -22,6 +22,7 @@ from bilevel_gym.transitions import SparseTransition
 
 __all__ = [
     "MDP",
+    "AllActions",
     "Branching",
     "Budget",
     "DiscountedObjective",
@@ -373,6 +374,15 @@ class RewardModel(Domain, Protocol):
 
     def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """r_x at state-action pairs, differentiable in x: [...], [...] → [...]."""
+        ...
+
+
+@runtime_checkable
+class AllActions(Protocol):
+    """What a reward model has beyond ``RewardModel`` where one look at a state gives the rewards of all actions."""
+
+    def all_actions(self, x: Tensor, states: Tensor) -> Tensor:
+        """r_x(s, ·), differentiable in x, of which ``along`` is one entry: [..., *observation] → [..., A]."""
         ...
 
 

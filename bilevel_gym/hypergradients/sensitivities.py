@@ -15,7 +15,7 @@ from bilevel_gym.hypergradients.critics import Critic
 from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.numerics import adjoint, draw_horizons, gradients
 from bilevel_gym.preferences import window_sum
-from bilevel_gym.types import Fragments, Oracle, Problem, Response, Samples, Trajectory
+from bilevel_gym.types import AllActions, Fragments, Oracle, Problem, Response, Samples, Trajectory
 
 __all__ = ["Continuations", "Point", "Window", "along_continuations", "carried", "one_step", "play_continuations", "resolvent", "spread"]
 
@@ -80,15 +80,25 @@ def resolvent(at: Point, fresh: Samples, visits: Tensor) -> Tensor:
 
 
 def one_step(at: Point, fresh: Samples, visits: Tensor, action_samples: int) -> Tensor:
-    """Σ visits · ∇( r(s,a) − E_π r(s,·) )."""
+    """Σ visits · ∇( r(s,a) − E_π r(s,·) ), over the steps that have any weight.
+
+    Cost: one forward pass over those steps where the model gives r(s,·) at once (``types.AllActions``), else one more for each action
+    of the quadrature.
+    """
     reward, played = at.problem.reward, fresh.trajectories
-    states, actions = played.states.flatten(0, 1), played.actions.flatten(0, 1)
+    row = visits.flatten().nonzero().squeeze(-1)
+    weight, states, actions = visits.flatten()[row], played.states.flatten(0, 1)[row], played.actions.flatten(0, 1)[row]
     options, chances = at.problem.world.quadrature(at.response.policy, states, action_samples, at.generator)
+
     repeated = states.expand(options.shape[0], *states.shape)
 
     def surrogate(leaf: Tensor) -> Tensor:
-        mean = (chances * reward.along(leaf, repeated, options)).sum(0)
-        total: Tensor = (visits.flatten() * (reward.along(leaf, states, actions) - mean)).sum()
+        if isinstance(reward, AllActions):
+            scores = reward.all_actions(leaf, states)
+            chosen, others = scores.gather(-1, actions.unsqueeze(-1)).squeeze(-1), scores.gather(-1, options.mT).mT
+        else:
+            chosen, others = reward.along(leaf, states, actions), reward.along(leaf, repeated, options)
+        total: Tensor = (weight * (chosen - (chances * others).sum(0))).sum()
         return total
 
     return gradients(surrogate, at.x)[0]

@@ -30,6 +30,7 @@ __all__ = [
     "backup",
     "conjugate_gradient",
     "dense",
+    "draw_categorical",
     "draw_horizons",
     "draw_seed",
     "expect_next",
@@ -123,6 +124,13 @@ def draw_horizons(count: int, discount: float, generator: torch.Generator) -> Te
     waiting = torch.empty(count, dtype=torch.float64, device=generator.device).exponential_(generator=generator)
     rate = inf if discount == 0.0 else -0.5 * log(discount)
     return (waiting / rate).long() + 1
+
+
+def draw_categorical(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw from each row by inversion, with one random number of the generator: [n, A] → [n] int64."""
+    unit = torch.rand(len(probabilities), 1, generator=generator, device=generator.device).to(probabilities.device)
+    cumulated = probabilities.cumsum(-1)
+    return (unit * cumulated[:, -1:] >= cumulated).sum(-1).clamp_max(probabilities.shape[-1] - 1)
 
 
 def dense(transition: Transitions) -> Tensor:

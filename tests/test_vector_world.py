@@ -13,7 +13,8 @@ import torch
 
 from bilevel_gym.errors import InvalidProblem, MissingExtra
 from bilevel_gym.types import Policy, World
-from bilevel_gym.worlds import UniformPolicy, VectorWorld, mujoco_world
+from bilevel_gym.worlds import SoftmaxPolicy, UniformPolicy, VectorWorld, mujoco_world
+from bilevel_gym.worlds.policies import features
 
 
 class Walk(gym.Env[np.ndarray, np.ndarray]):
@@ -34,9 +35,47 @@ class Walk(gym.Env[np.ndarray, np.ndarray]):
         return self.place.copy(), 1.0, bool(self.place[0] > 1.0), False, {}
 
 
+class Steps(gym.Env[dict[str, Any], np.int64]):
+    """A place among six and a number, moved by actions −1, 0 and 1; the episode ends at place 5 or place 0, which earns 10."""
+
+    observation_space = gym.spaces.Dict(
+        {"place": gym.spaces.Discrete(6), "rest": gym.spaces.Tuple([gym.spaces.Box(-1.0, 1.0, (2,)), gym.spaces.MultiBinary(2)])}
+    )
+    action_space = gym.spaces.Discrete(3, start=-1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """At one of the four places in the middle."""
+        super().reset(seed=seed)
+        self.place = int(self.np_random.integers(1, 5))
+        return self._see(), {}
+
+    def step(self, action: np.int64) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Move."""
+        assert self.action_space.contains(action)
+        self.place += int(action)
+        ended = self.place in (0, 5)
+        return self._see(), 10.0 * ended, ended, False, {}
+
+    def _see(self) -> dict[str, Any]:
+        return {"place": self.place, "rest": (np.array([0.25, 0.5], np.float32), np.array([0, 1], np.int8))}
+
+
+class Repeated:
+    """A policy that always takes one action."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    def sample(self, observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """[n, observation] → [n]."""
+        return torch.full((len(observations),), self.action)
+
+
 if "Walk-v0" not in gym.registry:
     gym.register("Walk-v0", Walk)  # type: ignore[arg-type]  # a class does, whatever the annotation says
     gym.register("WalkGrid-v0", lambda: gym.wrappers.ReshapeObservation(Walk(), (1, 1)))  # type: ignore[arg-type]
+    gym.register("WalkTwice-v0", lambda: gym.wrappers.TransformAction(Walk(), lambda a: a, gym.spaces.MultiDiscrete([2, 2])))
+    gym.register("Steps-v0", Steps)  # type: ignore[arg-type]
 
 
 class Constant(UniformPolicy):
@@ -202,15 +241,110 @@ def test_description_without_its_simulators_is_pickled(pendulum: VectorWorld) ->
 
 
 def test_refuses_what_does_not_fit() -> None:
-    """Without it a discrete or pixel environment would fail inside a network instead of at the door."""
-    with pytest.raises(InvalidProblem, match="Box with finite bounds"):
-        VectorWorld("CartPole-v1", 0.99, horizon=10)
+    """Without it several discrete actions at once, or pixels, would fail inside a network instead of at the door."""
+    with pytest.raises(InvalidProblem, match="Box with finite bounds or a Discrete"):
+        VectorWorld("WalkTwice-v0", 0.99, horizon=10)
     with pytest.raises(InvalidProblem, match="flat Box"):
         VectorWorld("WalkGrid-v0", 0.99, horizon=10)
     with pytest.raises(InvalidProblem, match="discount"):
         VectorWorld("Walk-v0", 1.0, horizon=10)
     with pytest.raises(InvalidProblem, match="horizon"):
         VectorWorld("Walk-v0", 0.9, horizon=0)
+
+
+def test_finitely_many_actions() -> None:
+    """Without it classic control with discrete actions would be no world, or its actions would be read with the wrong offset."""
+    world = VectorWorld("CartPole-v1", 0.99, horizon=30)
+    assert (world.observation_shape, world.observation_size, world.action_count) == ((4,), 4, 2)
+    assert not hasattr(world, "action_low"), "what a box has must not be there, solvers ask for it"
+    assert not hasattr(VectorWorld("Pendulum-v1", 0.99, horizon=5), "action_count")
+    uniform = world.rollout(world.uniform(), trajectories=3, steps=30, generator=seeded(0))
+    assert uniform.actions.dtype == torch.int64
+    assert uniform.actions.shape == (3, 30)
+    assert set(uniform.actions[uniform.alive].tolist()) == {0, 1}
+    left = world.rollout(Repeated(0), trajectories=1, steps=3, generator=seeded(0)).states
+    right = world.rollout(Repeated(1), trajectories=1, steps=3, generator=seeded(0)).states
+    assert torch.equal(left[:, 0], right[:, 0])
+    assert float(left[0, 1, 1]) < float(left[0, 0, 1]) < 0.06 < float(right[0, 2, 1]), "0 pushes to the left, 1 to the right"
+
+
+def test_actions_that_do_not_begin_at_zero_and_nested_observations() -> None:
+    """Without it ``Discrete(3, start=-1)`` would be played one off, and dictionaries would be refused although they are numbers."""
+    world = VectorWorld("Steps-v0", 0.9, horizon=8)
+    assert (world.observation_size, world.action_count) == (10, 3)
+    up = world.rollout(Repeated(2), trajectories=4, steps=8, generator=seeded(1))
+    place = up.states[..., :6].argmax(-1)
+    assert torch.equal(up.states[0, 0, 6:], torch.tensor([0.25, 0.5, 0.0, 1.0]))
+    for row, alive in zip(place, up.alive, strict=True):
+        assert row[alive].tolist() == list(range(int(row[0]), 5))
+    assert torch.equal(up.alive.sum(1), 5 - place[:, 0])
+
+
+def test_hidden_ends_go_on_from_a_new_start() -> None:
+    """Without it an end would leak reward through its own length, or the follower would see a state that it never acts in."""
+    world = VectorWorld("Steps-v0", 0.9, horizon=60, endless=True)
+    found = world.rollout(Repeated(2), trajectories=20, steps=60, generator=seeded(2))
+    place = found.states[..., :6].argmax(-1)
+    assert bool(found.alive.all())
+    assert found.rewards is not None
+    ended = found.rewards == 10.0
+    assert torch.equal(ended, place == 4), "the end is earned, and not shown"
+    after = place[:, 1:][ended[:, :-1]]
+    share = torch.bincount(after, minlength=6)[1:5] / len(after)
+    assert len(after) > 300
+    assert float((share - 0.25).abs().max()) < 0.1, "the new start follows the start law"
+    assert bool((place[:, 1:] == place[:, :-1] + 1)[~ended[:, :-1]].all())
+    simulation = world.open(2, seed=0)
+    for step in range(60):
+        moved = simulation.step(torch.tensor([2, 0]))
+        assert not bool(moved.terminated.any())
+        assert bool(moved.truncated.all()) == (step == 59)
+        assert bool(moved.following[:, :6].argmax(-1).ne(5).all()), "the place behind an end is not what follows"
+        if step < 59:
+            assert torch.equal(moved.following, simulation.observations)
+    simulation.close()
+
+
+def test_cartpole_without_ends_is_paid_for_falls() -> None:
+    """Without it CartPole's reward, 1 at every step, would say nothing once the ends are hidden; its own warning must stay away, too."""
+    world = VectorWorld("CartPole-v1", 0.99, horizon=100, endless=True, env_kwargs={"sutton_barto_reward": True})
+    found = world.rollout(Repeated(1), trajectories=2, steps=100, generator=seeded(3))
+    assert bool(found.alive.all())
+    assert found.rewards is not None
+    assert set(found.rewards.flatten().tolist()) == {0.0, -1.0}
+    assert 16 < float((found.rewards == -1).sum()) < 24, "pushed to one side it falls after nine or ten steps"
+    assert float(found.states[..., 2].abs().max()) < 0.21
+
+
+def test_policies_of_finitely_many_actions() -> None:
+    """Without it quadratures would weigh the wrong actions, and held-out fragments would all be of one quality."""
+    world = VectorWorld("CartPole-v1", 0.99, horizon=30)
+    observations = 0.05 * torch.randn(2500, 4, generator=seeded(1))
+    for policy in (world.uniform(), world.exploratory(seeded(2)), world.exploratory(seeded(5))):
+        assert isinstance(policy, Policy)
+        actions, weights = world.quadrature(policy, observations, 7, seeded(3))
+        assert torch.equal(actions, torch.arange(2)[:, None].expand(2, 2500))
+        torch.testing.assert_close(weights, policy.probabilities(observations).mT)
+        torch.testing.assert_close(weights.sum(0), torch.ones(2500))
+        drawn = policy.sample(observations, seeded(4)).double()
+        assert abs(float(drawn.mean() - weights[1].mean())) < 4 * 0.5 / 2500**0.5
+        assert policy.mean(observations).dtype == torch.int64
+    sharpness = [float(world.exploratory(seeded(seed)).probabilities(observations).amax(-1).mean()) for seed in range(40)]
+    assert min(sharpness) < 0.55
+    assert max(sharpness) > 0.95
+    assert torch.equal(policy.mean(observations), policy.probabilities(observations).argmax(-1))
+
+
+def test_coarse_pictures() -> None:
+    """Without it an exploratory policy on pixels would not see what moves."""
+    stack = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
+    stack[1, 3, :14, -14:] = 255
+    seen = features(stack)
+    assert seen.shape == (2, 72)
+    assert torch.equal(seen[0], torch.zeros(72))
+    assert seen[1].nonzero().flatten().tolist() == [5, 41]
+    torch.testing.assert_close(seen[1, [5, 41]], torch.ones(2))
+    assert SoftmaxPolicy.random((4, 84, 84), 18, seeded(0)).sample(stack, seeded(1)).shape == (2,)
 
 
 def test_mujoco_episodes_have_a_fixed_length() -> None:

@@ -207,7 +207,7 @@ class _Run:
 
 
 def _check(problem: Any) -> None:
-    if problem.tabular or not hasattr(problem.world, "open"):
+    if problem.tabular or not (hasattr(problem.world, "open") and hasattr(problem.world, "action_low")):
         raise UnsupportedProblem(
             "SAC needs a world with continuous actions, such as worlds.VectorWorld; on tables solvers.SoftPolicyIteration is exact, functions are for solvers.GradientDescentSolver"
         )

@@ -1,4 +1,4 @@
-"""Policies that have not learnt anything: the uniform one, and random linear feedback."""
+"""Policies that have not learnt anything: uniform ones, and random linear feedback, for boxes and for finitely many actions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["LinearPolicy", "UniformPolicy"]
+from bilevel_gym.numerics import draw_categorical
+
+__all__ = ["LinearPolicy", "SoftmaxPolicy", "UniformChoice", "UniformPolicy"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,75 @@ class LinearPolicy:
 
     def _squash(self, drive: Tensor) -> Tensor:
         return torch.lerp(self.low, self.high, 0.5 + 0.5 * torch.tanh(drive))
+
+
+@dataclass(frozen=True)
+class UniformChoice:
+    """Each of A actions with the same probability, whatever the observation is.
+
+    Args:
+        count: A.
+    """
+
+    count: int
+
+    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """[n, *observation] → [n] int64."""
+        drawn = torch.randint(self.count, (observations.shape[0],), generator=generator, device=generator.device)
+        return drawn.to(observations.device)
+
+    def mean(self, observations: Tensor) -> Tensor:
+        """Action 0, as all are equally likely: [n, *observation] → [n] int64."""
+        return torch.zeros(observations.shape[0], dtype=torch.int64, device=observations.device)
+
+    def probabilities(self, observations: Tensor) -> Tensor:
+        """1/A: [n, *observation] → [n, A]."""
+        return torch.full((observations.shape[0], self.count), 1.0 / self.count, device=observations.device)
+
+
+@dataclass(frozen=True)
+class SoftmaxPolicy:
+    """π(·|s) = softmax(W φ(s) + b); φ are the numbers of a flat observation, and of pixels a coarse picture (see ``features``).
+
+    Args:
+        weight: [A, features] W.
+        bias: [A] b.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def random(
+        cls, observation_shape: tuple[int, ...], count: int, generator: torch.Generator, device: str | torch.device = "cpu"
+    ) -> SoftmaxPolicy:
+        """Draw one of A = ``count`` actions: W and b normal, their gain log-uniform in [0.1, 10], from nearly uniform to nearly greedy."""
+        source = generator.device
+        width = features(torch.zeros(1, *observation_shape)).shape[-1]
+        gain = torch.rand(1, generator=generator, device=source)
+        drawn = (torch.randn(count, width + 1, generator=generator, device=source) * 10.0 ** (2.0 * gain - 1.0)).to(device)
+        return cls(drawn[:, :-1] / width**0.5, drawn[:, -1].clone())
+
+    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """[n, *observation] → [n] int64."""
+        return draw_categorical(self.probabilities(observations), generator)
+
+    def mean(self, observations: Tensor) -> Tensor:
+        """The most likely action: [n, *observation] → [n] int64."""
+        return self.probabilities(observations).argmax(-1)
+
+    def probabilities(self, observations: Tensor) -> Tensor:
+        """[n, *observation] → [n, A]."""
+        return torch.softmax(features(observations) @ self.weight.mT + self.bias, -1)
+
+
+def features(observations: Tensor) -> Tensor:
+    """What ``SoftmaxPolicy`` looks at: [n, observation] as they are; pixels [n, stack, height, width] → [n, 2·36].
+
+    Of pixels it is the newest frame in 6 × 6 cells, and what has changed there since the oldest one of the stack, in units of white.
+    """
+    if observations.ndim == 2:
+        return observations.to(torch.float32)
+    ends = observations[:, [0, -1]].to(torch.float32) / 255.0
+    first, last = functional.adaptive_avg_pool2d(ends, 6).flatten(2).unbind(1)
+    return torch.cat([last, last - first], -1)

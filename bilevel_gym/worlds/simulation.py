@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Simulation", "Transition", "VectorEnv"]
+__all__ = ["Simulation", "Transition", "VectorEnv", "as_observations"]
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -18,7 +18,7 @@ class Transition(NamedTuple):
     """What one step of N parallel episodes brought."""
 
     following: Tensor
-    """[N, observation] s': the *last* observation of an episode that has just ended, never the first of the next one."""
+    """[N, *observation] s': the *last* observation of an episode that has just ended, never the first of the next one."""
     rewards: Tensor
     """[N] the true reward, which only teachers and metrics may read."""
     terminated: Tensor
@@ -47,7 +47,7 @@ class Simulation:
 
     @property
     def observations(self) -> Tensor:
-        """[N, observation] what to act on next.
+        """[N, *observation] what to act on next: float32, pixels uint8.
 
         Raises:
             RuntimeError: there is nothing to act on; call ``reset``.
@@ -57,28 +57,28 @@ class Simulation:
         return self._observations
 
     def reset(self, seed: int) -> Tensor:
-        """Start N episodes, which depend on the seed alone: [N, observation]."""
+        """Start N episodes, which depend on the seed alone: [N, *observation]."""
         seeds = np.random.SeedSequence(seed).generate_state(self.env.num_envs)
         observations, _ = self.env.reset(seed=[int(number) for number in seeds])  # type: ignore[arg-type]  # a list is right, the annotation lags
-        self._observations = self._tensor(observations, torch.float32)
+        self._observations = as_observations(observations, self.device)
         return self._observations
 
     def step(self, actions: Tensor) -> Transition:
         """Play one action in each copy.
 
         Args:
-            actions: [N, action], in the environment's units.
+            actions: [N, action] in the environment's units, or [N] of finitely many.
 
         Returns:
             what came of it; ``observations`` has moved on to what follows.
         """
         self._observations = None  # an exception in here leaves some copies a step ahead: no action may follow then
         observations, rewards, terminated, truncated, info = self.env.step(actions.detach().cpu().numpy())
-        following = self._observations = self._tensor(observations, torch.float32)
+        following = self._observations = as_observations(observations, self.device)
         if "final_obs" in info:
             following = following.clone()
             ended = np.flatnonzero(info["_final_obs"])
-            following[ended] = self._tensor(np.stack(info["final_obs"][ended]), torch.float32)
+            following[ended] = as_observations(np.stack(info["final_obs"][ended]), self.device)
         return Transition(
             following, self._tensor(rewards, torch.float32), self._tensor(terminated, torch.bool), self._tensor(truncated, torch.bool)
         )
@@ -89,3 +89,8 @@ class Simulation:
 
     def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(values).to(self.device, dtype, copy=True)
+
+
+def as_observations(values: np.ndarray, device: torch.device) -> Tensor:
+    """Observations as networks take them, copied: stacks of pictures [N, stack, height, width] uint8, all else float32."""
+    return torch.as_tensor(values).to(device, torch.uint8 if values.ndim == 4 else torch.float32, copy=True)

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment with flat observations and box actions, played for a fixed number of steps."""
+"""Any Gymnasium environment with flat observations, played for a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -8,197 +8,122 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import gymnasium as gym
-import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.numerics import draw_seed
-from bilevel_gym.types import Policy, Trajectory
-from bilevel_gym.worlds.policies import LinearPolicy, UniformPolicy
-from bilevel_gym.worlds.simulation import Simulation, VectorEnv
+from bilevel_gym.worlds.simulated import SimulatedWorld, check_times
+from bilevel_gym.worlds.simulation import VectorEnv
 
-__all__ = ["VectorWorld"]
+__all__ = ["Endless", "VectorWorld"]
 
 
 @dataclass(frozen=True)
-class VectorWorld:
+class VectorWorld(SimulatedWorld):
     """A registered Gymnasium environment as a world: a description, from which live copies are opened.
 
     Every episode has ``horizon`` steps: the time limit is replaced, and where the environment has a switch
     ``terminate_when_unhealthy`` (MuJoCo) it is turned off. Otherwise the length of an episode would tell the follower about
-    the true reward, whatever r_x says.
+    the true reward, whatever r_x says. What still ends an episode early is hidden by ``endless=True``.
+
+    Observations that are numbers, dictionaries or tuples are flattened (Gymnasium's ``FlattenObservation``: a discrete part becomes
+    an indicator vector).
 
     Args:
         env_id: a registered id, such as ``"Pendulum-v1"``; ``"module:id"`` imports the module first.
         discount: γ in [0, 1).
         horizon: steps of an episode.
+        endless: whether an end before the horizon is hidden (see ``Endless``).
         env_kwargs: more arguments of ``gymnasium.make``; these win over ``terminate_when_unhealthy=False``.
         vectorization: ``"sync"`` steps the copies in turn, ``"async"`` each in a process of its own, for slow simulators.
         device: where the tensors go.
 
     Raises:
-        InvalidProblem: observations are not a flat box, actions are not a bounded flat box, or a number is out of range.
+        InvalidProblem: observations cannot be made a flat box, actions are neither a bounded flat box nor finitely many, or a number is
+            out of range.
     """
 
     env_id: str
     discount: float
     _: KW_ONLY
     horizon: int
+    endless: bool = False
     env_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     vectorization: Literal["sync", "async"] = "sync"
     device: str | torch.device = "cpu"
+    observation_shape: tuple[int, ...] = field(init=False, compare=False)
+    """[observation]."""
     observation_size: int = field(init=False, compare=False)
     """Numbers in an observation."""
-    action_size: int = field(init=False, compare=False)
-    """Numbers in an action."""
+    action_size: int = field(init=False, compare=False, repr=False)
+    """Numbers in an action, where actions are a box."""
     action_low: Tensor = field(init=False, compare=False, repr=False)
-    """[action] the lower corner of the box of actions."""
+    """[action] the lower corner of the box of actions, where there is one."""
     action_high: Tensor = field(init=False, compare=False, repr=False)
     """[action] the upper corner."""
-    _pool: dict[int, VectorEnv] = field(init=False, compare=False, repr=False, default_factory=dict)
+    action_count: int = field(init=False, compare=False, repr=False)
+    """A, where actions are finitely many; the three above do not exist then."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.discount < 1.0:
-            raise InvalidProblem(f"discount is {self.discount}: it must be in [0, 1); use e.g. 0.99")
-        if self.horizon < 1:
-            raise InvalidProblem(f"horizon is {self.horizon}: an episode has at least one step")
+        check_times(self.discount, self.horizon)
         arguments = {**_fixed_length(gym.spec(self.env_id)), **dict(self.env_kwargs)}
         self._set(env_kwargs=tuple(sorted(arguments.items())), device=torch.device(self.device))
-        env = self._make()
-        observations, actions = env.observation_space, env.action_space
-        if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
-            raise InvalidProblem(
-                f"{self.env_id} has observations {observations}: a flat Box is needed; "
-                "register it wrapped in gymnasium.wrappers.FlattenObservation"
-            )
-        if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
-            raise InvalidProblem(f"{self.env_id} has actions {actions}: a flat Box with finite bounds is needed")
-        low, high = (torch.from_numpy(edge.astype(np.float32)).to(self.device) for edge in (actions.low, actions.high))
-        self._set(observation_size=observations.shape[0], action_size=actions.shape[0], action_low=low, action_high=high)
-        env.close()
-
-    def open(self, num_envs: int, seed: int) -> Simulation:
-        """Open live copies of one's own, each at the start of an episode.
-
-        Args:
-            num_envs: N.
-            seed: of the resets; the same seed and actions give the same episodes.
-        """
-        simulation = Simulation(self._vector(num_envs), torch.device(self.device))
-        simulation.reset(seed)
-        return simulation
-
-    def rollout(self, policy: Policy, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
-        """Play ``policy`` from the start law in N parallel copies.
-
-        The result is a function of the policy and the generator's state alone: the copies are kept between calls, and each
-        call resets them with seeds drawn from the generator.
-
-        Args:
-            policy: acts on observations [N, observation].
-            trajectories: N.
-            steps: T; steps past the horizon are not ``alive``.
-            generator: the source of the resets and of the actions.
-
-        Returns:
-            states [N, T, observation] float32, actions [N, T, action], alive [N, T], true rewards [N, T] (0 where not alive;
-            states and actions stand still there). Cost: N·T environment steps, and T calls of the policy.
-        """
-        if trajectories not in self._pool:
-            self._pool[trajectories] = self._vector(trajectories)
-        simulation = Simulation(self._pool[trajectories], torch.device(self.device))
-        simulation.reset(draw_seed(generator))
-        alive = torch.ones(trajectories, dtype=torch.bool, device=simulation.device)
-        state, seen = simulation.observations, []
-        with torch.no_grad():
-            for _ in range(steps):
-                action = policy.sample(state, generator)
-                moved = simulation.step(action)
-                seen.append((state, action, alive, moved.rewards * alive))
-                alive = alive & ~(moved.terminated | moved.truncated)
-                state = torch.where(alive[:, None], moved.following, state)
-                if not bool(alive.any()):
-                    break
-        columns = [torch.stack(column, 1) for column in zip(*seen, strict=True)]
-        states, actions, living, rewards = (_lengthen(column, steps) for column in columns)
-        living[:, len(seen) :] = False
-        rewards[:, len(seen) :] = 0.0
-        return Trajectory(states, actions, living, rewards)
-
-    def quadrature(self, policy: Policy, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``count`` draws of equal weight in each state, from one call of the policy.
-
-        Args:
-            policy: acts on observations [K·n, observation].
-            states: [n, observation].
-            count: K.
-            generator: the source of the draws.
-
-        Returns:
-            actions [K, n, action] and weights [K, n], all 1/K. Cost: one batch of K·n draws.
-        """
-        repeated = states.expand(count, *states.shape).flatten(0, 1)
-        with torch.no_grad():
-            actions = policy.sample(repeated, generator)
-        weights = torch.full((count, states.shape[0]), 1.0 / count, dtype=states.dtype, device=states.device)
-        return actions.view(count, states.shape[0], -1), weights
-
-    def uniform(self) -> UniformPolicy:
-        """Actions drawn uniformly from the box, whatever the observation is."""
-        return UniformPolicy(self.action_low, self.action_high)
-
-    def exploratory(self, generator: torch.Generator) -> LinearPolicy:
-        """A random linear feedback of random gain and noise, from nearly still to bang-bang (see ``LinearPolicy.random``)."""
-        return LinearPolicy.random(self.observation_size, self.action_low, self.action_high, generator)
-
-    def close(self) -> None:
-        """Close the copies that rollouts have kept; the next rollout opens new ones."""
-        while self._pool:
-            self._pool.popitem()[1].close()
-
-    def picture(self, policy: Policy, *, steps: int = 50) -> np.ndarray:
-        """What the follower looks like after some steps of an episode of its own, always the same one.
-
-        Args:
-            policy: who plays.
-            steps: played before the picture is taken.
-
-        Returns:
-            [height, width, 3] uint8.
-
-        Raises:
-            RuntimeError: this machine cannot render; the message names the cure.
-        """
-        generator = torch.Generator().manual_seed(0)
-        env = self._make(render_mode="rgb_array")
-        try:
-            state, _ = env.reset(seed=0)
-            for _ in range(min(steps, self.horizon - 1)):
-                action = policy.sample(torch.as_tensor(state[None], dtype=torch.float32, device=self.device), generator)
-                state, *_ = env.step(action[0].cpu().numpy())
-            return np.asarray(env.render())
-        except Exception as error:
-            cure = "install pygame for classic control; for MuJoCo without a display set MUJOCO_GL=egl (Debian: apt-get install libegl1)"
-            raise RuntimeError(f"{self.env_id} cannot be rendered here ({error}); {cure}") from error
-        finally:
-            env.close()
+        with self._make() as env:
+            self._describe(env, self.env_id)
+        self._set(observation_size=self.observation_shape[0])
 
     def _vector(self, num_envs: int) -> VectorEnv:
         kind = gym.vector.AsyncVectorEnv if self.vectorization == "async" else gym.vector.SyncVectorEnv
         return kind([self._make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)  # ``Simulation`` copies
 
     def _make(self, **options: Any) -> gym.Env[Any, Any]:
-        return gym.make(self.env_id, max_episode_steps=self.horizon, disable_env_checker=True, **options, **dict(self.env_kwargs))
+        """One copy, with nothing but our own time limit around it."""
+        env = gym.make(self.env_id, max_episode_steps=-1, disable_env_checker=True, **options, **dict(self.env_kwargs))
+        if isinstance(env.action_space, spaces.Discrete) and env.action_space.start:
+            first, count = env.action_space.start, env.action_space.n
+            env = gym.wrappers.TransformAction(env, lambda action: action + first, spaces.Discrete(count))
+        env = _flat(env, self.env_id)
+        return gym.wrappers.TimeLimit(Endless(env) if self.endless else env, self.horizon)
 
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the live copies, which cannot be pickled."""
-        return {**self.__dict__, "_pool": {}}
+class Endless(gym.Wrapper[Any, Any, Any, Any]):
+    """Hides the ends of episodes: where one ends, the environment starts anew in the same step, and the follower goes on there.
+
+    This is a decision problem of its own, in which an end is a transition to the start law like any other: s' is the first observation
+    of the new start, which is where the follower acts next, so a learner is right to bootstrap from it; nothing is ever terminated, and
+    the only cost of an end is what the reward says of it. The last observation before an end is not shown. An environment whose
+    reward is its length (CartPole's is 1 a step, at a fall too) has no reward left then: ``sutton_barto_reward=True`` gives −1 a fall.
+
+    Starts are drawn from the environment's own generator, so that a seed of ``reset`` and the actions decide everything.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Play on, through an end if there is one."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            observation, info = self.env.reset()
+        return observation, reward, False, False, info
+
+
+def _flat(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
+    """The environment with observations in a flat box."""
+    if not _flattens(env.observation_space):
+        raise InvalidProblem(
+            f"{name} has observations {env.observation_space}: a flat Box is needed, or numbers, dictionaries and tuples of them; "
+            "register it wrapped in gymnasium.wrappers.FlattenObservation"
+        )
+    return env if isinstance(env.observation_space, spaces.Box) else gym.wrappers.FlattenObservation(env)
+
+
+def _flattens(space: gym.Space[Any]) -> bool:
+    """Whether every part is a flat list of numbers: a picture has no business in a perceptron."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return all(map(_flattens, space.values() if isinstance(space, spaces.Dict) else space))
+    if isinstance(space, spaces.Discrete):
+        return True
+    return isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box) and len(space.shape) == 1
 
 
 def _fixed_length(spec: EnvSpec) -> dict[str, Any]:
@@ -208,9 +133,3 @@ def _fixed_length(spec: EnvSpec) -> dict[str, Any]:
     if creator is None or "terminate_when_unhealthy" not in inspect.signature(creator).parameters:
         return {}
     return {"terminate_when_unhealthy": False}
-
-
-def _lengthen(column: Tensor, steps: int) -> Tensor:
-    """Repeat the last step until there are ``steps``: [N, t, ...] → [N, T, ...]."""
-    missing = steps - column.shape[1]
-    return column if missing == 0 else torch.cat([column, column[:, -1:].expand(-1, missing, *column.shape[2:])], 1)

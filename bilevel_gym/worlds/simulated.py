@@ -1,0 +1,174 @@
+"""What worlds on simulators have in common: live copies, rollouts that a seed decides, and pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import draw_seed
+from bilevel_gym.types import Policy, Trajectory
+from bilevel_gym.worlds.actions import BoxActions, Choices, action_kind
+from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
+from bilevel_gym.worlds.simulation import Simulation, VectorEnv, as_observations
+
+__all__ = ["SimulatedWorld", "check_times"]
+
+
+class SimulatedWorld:
+    """A world that is a simulator. A subclass says how copies are made: ``_vector`` many of them, ``_make`` a single one.
+
+    It is a frozen dataclass with the fields below, calls ``_describe`` once, and keeps the copies of its rollouts in ``_pool``.
+    """
+
+    discount: float
+    horizon: int
+    device: str | torch.device
+    observation_shape: tuple[int, ...]
+    _name: str
+    _actions: BoxActions | Choices
+    _pool: dict[int, VectorEnv]
+
+    def open(self, num_envs: int, seed: int) -> Simulation:
+        """Open live copies of one's own, each at the start of an episode.
+
+        Args:
+            num_envs: N.
+            seed: of the resets; the same seed and actions give the same episodes.
+        """
+        simulation = Simulation(self._vector(num_envs), torch.device(self.device))
+        simulation.reset(seed)
+        return simulation
+
+    def rollout(self, policy: Policy, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+        """Play ``policy`` from the start law in N parallel copies.
+
+        The result is a function of the policy and the generator's state alone: the copies are kept between calls, and each
+        call resets them with seeds drawn from the generator.
+
+        Args:
+            policy: acts on observations [N, *observation].
+            trajectories: N.
+            steps: T; steps past the horizon are not ``alive``.
+            generator: the source of the resets and of the actions.
+
+        Returns:
+            states [N, T, *observation], actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T] (0 where not alive;
+            states and actions stand still there). Cost: N·T environment steps, and T calls of the policy.
+        """
+        if trajectories not in self._pool:
+            self._pool[trajectories] = self._vector(trajectories)
+        simulation = Simulation(self._pool[trajectories], torch.device(self.device))
+        simulation.reset(draw_seed(generator))
+        alive = torch.ones(trajectories, dtype=torch.bool, device=simulation.device)
+        state, seen = simulation.observations, []
+        with torch.no_grad():
+            for _ in range(steps):
+                action = policy.sample(state, generator)
+                moved = simulation.step(action)
+                seen.append((state, action, alive, moved.rewards * alive))
+                alive = alive & ~(moved.terminated | moved.truncated)
+                state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
+                if not bool(alive.any()):
+                    break
+        columns = [torch.stack(column, 1) for column in zip(*seen, strict=True)]
+        states, actions, living, rewards = (_lengthen(column, steps) for column in columns)
+        living[:, len(seen) :] = False
+        rewards[:, len(seen) :] = 0.0
+        return Trajectory(states, actions, living, rewards)
+
+    def quadrature(self, policy: Any, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Actions and weights whose weighted sum is a mean over π: all A actions, or ``count`` draws of equal weight from a box.
+
+        Args:
+            policy: acts on observations; with finitely many actions it has ``probabilities(observations) -> [n, A]``.
+            states: [n, *observation].
+            count: K, where actions are a box.
+            generator: the source of the draws.
+
+        Returns:
+            actions [K, n, action] and weights [K, n], all 1/K; or actions [A, n] and weights [A, n]. Cost: one call of the policy for
+            K·n observations, or in parts for n.
+        """
+        return self._actions.quadrature(policy, states, count, generator)
+
+    def uniform(self) -> UniformPolicy | UniformChoice:
+        """Actions drawn uniformly, whatever the observation is."""
+        return self._actions.uniform()
+
+    def exploratory(self, generator: torch.Generator) -> LinearPolicy | SoftmaxPolicy:
+        """A random feedback of random gain, from nearly still or uniform to bang-bang or greedy."""
+        return self._actions.exploratory(self.observation_shape, generator)
+
+    def close(self) -> None:
+        """Close the copies that rollouts have kept; the next rollout opens new ones."""
+        while self._pool:
+            self._pool.popitem()[1].close()
+
+    def picture(self, policy: Policy, *, steps: int = 50) -> np.ndarray:
+        """What the follower looks like after some steps of an episode of its own, always the same one.
+
+        Args:
+            policy: who plays.
+            steps: played before the picture is taken.
+
+        Returns:
+            [height, width, 3] uint8.
+
+        Raises:
+            RuntimeError: this machine cannot render; the message names the cure.
+        """
+        generator = torch.Generator().manual_seed(0)
+        env = self._make(render_mode="rgb_array")
+        try:
+            state, _ = env.reset(seed=0)
+            for _ in range(min(steps, self.horizon - 1)):
+                action = policy.sample(as_observations(state[None], torch.device(self.device)), generator)
+                state, *_ = env.step(action[0].cpu().numpy())
+            return np.asarray(env.render())
+        except Exception as error:
+            cure = "install pygame for classic control; for MuJoCo without a display set MUJOCO_GL=egl (Debian: apt-get install libegl1)"
+            raise RuntimeError(f"{self._name} cannot be rendered here ({error}); {cure}") from error
+        finally:
+            env.close()
+
+    def _vector(self, num_envs: int) -> VectorEnv:
+        raise NotImplementedError
+
+    def _make(self, **options: Any) -> gym.Env[Any, Any]:
+        raise NotImplementedError
+
+    def _describe(self, env: gym.Env[Any, Any], name: str) -> None:
+        """Take down what observations and actions are."""
+        actions = action_kind(env.action_space, name, torch.device(self.device))
+        self._set(_name=name, observation_shape=env.observation_space.shape, _actions=actions, _pool={}, **actions.sizes)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the live copies, which cannot be pickled."""
+        return {**self.__dict__, "_pool": {}}
+
+
+def check_times(discount: float, horizon: int) -> None:
+    """Refuse a discount or a horizon that is out of range.
+
+    Raises:
+        InvalidProblem: one of them is.
+    """
+    if not 0.0 <= discount < 1.0:
+        raise InvalidProblem(f"discount is {discount}: it must be in [0, 1); use e.g. 0.99")
+    if horizon < 1:
+        raise InvalidProblem(f"horizon is {horizon}: an episode has at least one step")
+
+
+def _lengthen(column: Tensor, steps: int) -> Tensor:
+    """Repeat the last step until there are ``steps``: [N, t, ...] → [N, T, ...]."""
+    missing = steps - column.shape[1]
+    return column if missing == 0 else torch.cat([column, column[:, -1:].expand(-1, missing, *column.shape[2:])], 1)

@@ -10,7 +10,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check clean
+.PHONY: help demo test lint docs format check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,11 +36,16 @@ lint: $(STAMP)  ## the static checks: style, format, layers, types
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP)  ## the documentation as a site in build/site; a warning is an error
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "open $(CURDIR)/build/site/index.html"
+
 format: $(STAMP)  ## writes what the static checks can repair by themselves
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check:  ## what continuous integration runs: test, then lint
+check:  ## what continuous integration runs: test, lint, docs
 	.ci/run
 
 clean:  ## removes .venv, caches and build output; runs/ stays

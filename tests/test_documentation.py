@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from bilevel_gym.agents.runs import RECIPES, make_agent, make_env
+from bilevel_gym.registration import CATALOGUE
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAIRS = dict.fromkeys(
+    [
+        *((name, entry.agents[0]) for name, entry in CATALOGUE.items()),
+        *((next(name for name, entry in CATALOGUE.items() if agent in entry.agents), agent) for agent in RECIPES),
+    ]
+)
+"""Each id with its first agent, and each agent with its first id: between them they report every metric."""
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -38,6 +48,19 @@ def test_the_parts_of_the_documentation_work_together():
     problem = problems.quadratic(0, objective=names["Reach"]())
     with pytest.raises(AssertionError, match="disagrees"):
         check_hypergradient(problem, problems.point(problem, 0), names["Nothing"]())
+
+
+@pytest.mark.parametrize(("name", "agent"), PAIRS, ids=lambda text: text.rpartition("/")[2])
+def test_every_metric_is_in_the_glossary(name, agent):
+    """A number that nobody explains must not be logged."""
+    glossary = (ROOT / "docs" / "metrics.md").read_text()
+    explained = {word for row in re.findall(r"^\| (`[^|]*) \|", glossary, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
+    env = make_env(name, {"preset": "tiny"} if "env_id" in CATALOGUE[name].kwargs else {})
+    env.reset(seed=0)
+    seen: set[str] = set()
+    make_agent(agent, env).learn(1, lambda _, metrics: seen.update(metrics))
+    env.close()
+    assert seen <= explained
 
 
 def test_links_lead_somewhere():

@@ -79,7 +79,7 @@ class BilevelProblem:
         """
         if not self.tabular:
             raise UnsupportedProblem(
-                "the world is not a table, so M_τ(x) cannot be written down; use solvers.SAC and the sampled estimators"
+                "the world is not a table, so M_τ(x) cannot be written down: give BilevelProblem a worlds.TabularWorld and a reward table"
             )
         world, reward, lifted = self.world, self.reward, self.lift(x)
         return MDP(reward.at(lifted), world.transition_at(lifted), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from bilevel_gym.transitions import SparseTransition
 
 __all__ = [
     "MDP",
+    "AdvantageObjective",
     "AllActions",
     "Branching",
     "Budget",
@@ -436,8 +437,17 @@ class TabularObjective(UpperObjective, Protocol):
 
 
 @runtime_checkable
-class DiscountedObjective(TabularObjective, Protocol):
-    """A model-based f(x, π) = E Σ_{t<T} γ̄^t r̄_x(s_t, a_t), a cost, which has advantages of its own."""
+class AdvantageObjective(TabularObjective, Protocol):
+    """A model-based f that says what each action adds to it."""
+
+    def advantage(self, problem: Any, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
+        """A_upper [B, S, A], and the visits [B, S] that it is weighted with: ∂f/∂π_sa is d_s A_sa up to a constant in each state."""
+        ...
+
+
+@runtime_checkable
+class DiscountedObjective(AdvantageObjective, Protocol):
+    """A model-based f(x, π) = E Σ_{t<T} γ̄^t r̄_x(s_t, a_t), a cost."""
 
     @property
     def horizon(self) -> int | None:
@@ -456,10 +466,6 @@ class DiscountedObjective(TabularObjective, Protocol):
 
     def at(self, problem: Any, x: Tensor) -> MDP:
         """The upper level's decision problem, with r̄ as its reward."""
-        ...
-
-    def advantage(self, problem: Any, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
-        """A_upper [B, S, A], and the discounted visits [B, S] that it is weighted with."""
         ...
 
     def cost_vjp(self, problem: Any, x: Tensor, cotangent: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -80,6 +82,34 @@ def preference(seed, *, ends=False, length=2, pairs=64, states=3, actions=2, dis
     )
     table = LinearReward(np.eye(states * actions).reshape(states, actions, -1))
     return BilevelProblem(world, table, Shannon(temperature), PreferenceObjective(length=length, pairs=pairs, steps=length + tail))
+
+
+def preference_variant(seed, **changes):
+    """The same with other options of its objective, such as ``cut="anywhere"``."""
+    problem = preference(seed)
+    return replace(problem, objective=replace(problem.objective, **changes))
+
+
+def preference_in(world, *, length=2):
+    """Preferences over the reward table of another world."""
+    table = LinearReward(np.eye(world.states * world.actions).reshape(world.states, world.actions, -1))
+    return BilevelProblem(world, table, Shannon(0.5), PreferenceObjective(length=length, pairs=16))
+
+
+def preference_controlled(seed, *, states=3, actions=2):
+    """Preferences of a teacher about fragments of a world whose P moves with x, as the reward does."""
+    rng = np.random.default_rng(seed)
+    logits = torch.as_tensor(rng.standard_normal((states, actions, states + 1, states * actions)))
+    true = rng.standard_normal((states, actions))
+    return preference_in(
+        ControlledWorld(
+            lambda x: torch.softmax((logits * x[..., None, None, None, :]).sum(-1), -1)[..., :-1],
+            np.zeros(states * actions),
+            rows(rng, states),
+            0.6,
+            true_reward=true,
+        )
+    )
 
 
 def chain(*, length=3, pairs=64):

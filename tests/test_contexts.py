@@ -107,5 +107,5 @@ def test_inconsistent_contexts_are_refused():
         BilevelProblem(world, LinearReward(rng.standard_normal((2, 4, 2, 3))), Shannon(1.0), QuadraticObjective())
     shared = BilevelProblem(world, LinearReward(rng.standard_normal((4, 2, 3))), Shannon(1.0), PreferenceObjective(length=2, pairs=2))
     assert "several followers" in ScoreFunction("exact").supports(shared)
-    with pytest.raises(UnsupportedProblem, match="enumerated for one P"):
+    with pytest.raises(UnsupportedProblem, match="several followers"):
         shared.objective.value(shared, torch.zeros(3, dtype=torch.float64), torch.full((3, 4, 2), 0.5, dtype=torch.float64))

@@ -178,9 +178,9 @@ def test_refusals():
     table = problems.quadratic(0)
     assert "Riccati" in ExactRiccati().supports(table)
     assert "transition" in Exact().supports(problem)
-    with pytest.raises(UnsupportedProblem, match="another solver"):
+    with pytest.raises(UnsupportedProblem, match=r"use solvers\.SoftPolicyIteration"):
         SOLVER.start(table)
-    with pytest.raises(UnsupportedProblem, match="tabular"):
+    with pytest.raises(UnsupportedProblem, match=r"use solvers\.Riccati"):
         SoftPolicyIteration().start(problem)
     with pytest.raises(InvalidProblem, match="no steps"):
         SOLVER.solve(problem, torch.zeros(5, dtype=torch.float64), budget=Budget(steps=0))

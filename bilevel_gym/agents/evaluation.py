@@ -12,7 +12,7 @@ from bilevel_gym.envs import BilevelEnv, Counters, ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import Exact
 from bilevel_gym.solvers import SoftPolicyIteration
-from bilevel_gym.types import TabularObjective, World
+from bilevel_gym.types import World
 
 __all__ = ["Measurement", "evaluate_env", "evaluate_policy"]
 
@@ -79,9 +79,10 @@ def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0) -> list[
         Measurement("gap", float(env.response.gap), note="last upper step"),
         *(Measurement(name, float(value), note="last upper step") for name, value in sorted(env.evaluation.metrics.items())),
     ]
-    if env.problem.tabular and isinstance(env.problem.objective, TabularObjective):
+    problem: Any = env.problem
+    if Exact().supports(problem) is None:
         found += _solved(env)
-    world: Any = env.problem.world
+    world = problem.world
     if hasattr(world, "horizon") and hasattr(world, "uniform"):
         for name, policy in (("learned", env.response.policy), ("random", world.uniform())):
             generator = torch.Generator(device=env.problem.domain.device).manual_seed(seed)
@@ -99,10 +100,9 @@ def _solved(env: BilevelEnv) -> list[Measurement]:
     response = solver.solve(problem, x)
     objective: Any = problem.objective
     value = objective.value(problem, x, response.policy)
-    found = [Measurement("objective, solved exactly", float(value), note=f"residual {float(response.gap):.1e}")]
-    estimator = Exact()
-    if estimator.supports(problem) is None:
-        oracle = ProblemOracle(problem, solver, torch.Generator(), Counters())
-        gradient, _ = estimator(oracle, x, response, replace(env.evaluation, value=value), None)
-        found.append(Measurement("exact gradient norm", float(gradient.value.norm()), note="0 at the optimum"))
-    return found
+    oracle = ProblemOracle(problem, solver, torch.Generator(), Counters())
+    gradient, _ = Exact()(oracle, x, response, replace(env.evaluation, value=value), None)
+    return [
+        Measurement("objective, solved exactly", float(value), note=f"residual {float(response.gap):.1e}"),
+        Measurement("exact gradient norm", float(gradient.value.norm()), note="0 at the optimum"),
+    ]

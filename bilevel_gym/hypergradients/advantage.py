@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.exact import refuse_unless_explicit
+from bilevel_gym.hypergradients.fit import not_explicit, refusal
 from bilevel_gym.numerics import adjoint, draw_horizons
-from bilevel_gym.types import DiscountedObjective, Evaluation, Hypergradient, Oracle, Problem, Response, Trajectory
+from bilevel_gym.types import AdvantageObjective, DiscountedObjective, Evaluation, Hypergradient, Oracle, Problem, Response, Trajectory
 
 __all__ = ["AdvantageWeighted", "Variant"]
 
@@ -40,7 +40,7 @@ class AdvantageWeighted:
     Both are unbiased where the upper level has a horizon; without one trajectories end where γ̄^t falls to .001.
 
     A re-implementation: the released code averages values and sensitivities over the visits of each (s, a) within one batch, which is
-    biased. Preference losses are not taken: with A_upper := L − E_πL this is ``ScoreFunction("critic")``.
+    biased. On preference losses A_upper is L − E_πL, and ``"oracle"`` takes that; its sampled form is ``ScoreFunction("critic")``.
 
     Args:
         variant: one of the above.
@@ -72,13 +72,15 @@ class AdvantageWeighted:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        if not isinstance(problem.objective, DiscountedObjective):
-            return f"it needs a discounted upper cost such as objectives.ReturnObjective, and f is a {type(problem.objective).__name__}; use Exact, or ScoreFunction on samples"
-        if not problem.regularizer.entropic:
-            return f"∂A/τ is the score under an entropy or a divergence, not under {type(problem.regularizer).__name__}; use hypergradients.Exact"
-        reason = refuse_unless_explicit(problem)
+        kind, name = (AdvantageObjective, "an advantage") if self.variant == "oracle" else (DiscountedObjective, "a discounted upper cost")
+        if not isinstance(problem.objective, kind):
+            reason: str | None = f"it needs {name}, as of objectives.ReturnObjective, and f is a {type(problem.objective).__name__}"
+        elif not problem.regularizer.entropic:
+            reason = f"∂A/τ is the score under an entropy or a divergence, not under {type(problem.regularizer).__name__}"
+        else:
+            reason = not_explicit(problem)
         if reason is not None or self.variant == "oracle":
-            return reason
+            return refusal(reason, problem)
         if getattr(problem.world, "depends_on_x", False):
             return "P depends on x, and sampled sensitivities differentiate the reward alone; use variant='oracle'"
         if problem.objective.world is not None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.hypergradients.fit import not_a_function, refusal
 from bilevel_gym.numerics import conjugate_gradient
-from bilevel_gym.types import Evaluation, Hypergradient, Oracle, OuterProblem, Response, TabularObjective
+from bilevel_gym.types import Evaluation, Hypergradient, Oracle, OuterProblem, Response
 
 __all__ = ["AID"]
 
@@ -44,11 +45,7 @@ class AID:
 
     def supports(self, problem: OuterProblem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        if not hasattr(problem, "lower"):
-            return "it needs a lower level that is a strongly convex function g(x, y), and this one is a decision problem; use hypergradients.Exact on tables, ScoreFunction elsewhere"
-        if not isinstance(problem.objective, TabularObjective):
-            return f"it differentiates f in y, and {type(problem.objective).__name__} has no gradient(problem, x, y)"
-        return None
+        return refusal(not_a_function(problem), problem)
 
     def init(self, oracle: Oracle) -> None:
         """No v yet: the first solve starts at zero."""

@@ -6,21 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bilevel_gym.hypergradients.fit import not_explicit, refusal
 from bilevel_gym.numerics import adjoint
-from bilevel_gym.types import Evaluation, Hypergradient, Oracle, Problem, Response, TabularObjective
+from bilevel_gym.types import Evaluation, Hypergradient, Oracle, Problem, Response
 
-__all__ = ["Exact", "refuse_unless_explicit"]
-
-
-def refuse_unless_explicit(problem: Problem) -> str | None:
-    """None where world and reward are tables and f is an explicit function of the policy, else the reason why not."""
-    if problem.world is None:
-        return "it differentiates a policy of a decision problem, and the lower level is a function g(x, y); use hypergradients.AID"
-    if not problem.tabular:
-        return "it needs the transition probabilities, and this world has none written down; use hypergradients.ScoreFunction"
-    if not isinstance(problem.objective, TabularObjective):
-        return f"it differentiates f in the policy, and {type(problem.objective).__name__} has no value(problem, x, policy)"
-    return None
+__all__ = ["Exact"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class Exact:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        return refuse_unless_explicit(problem)
+        return refusal(not_explicit(problem), problem)
 
     def init(self, oracle: Oracle) -> None:
         """No state."""

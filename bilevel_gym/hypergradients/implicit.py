@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.exact import refuse_unless_explicit
+from bilevel_gym.hypergradients.fit import not_explicit, refusal
 from bilevel_gym.numerics import backup, expect_next, push_forward, staying
 from bilevel_gym.types import MDP, Evaluation, Hypergradient, Oracle, Problem, Response
 
@@ -50,11 +50,10 @@ class Implicit:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        if reason := refuse_unless_explicit(problem):
-            return reason
-        if not problem.regularizer.entropic:
-            return f"the recursion on w holds for the Shannon entropy and for KL, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
-        return None
+        reason = not_explicit(problem)
+        if reason is None and not problem.regularizer.entropic:
+            reason = f"the recursion on w holds for the Shannon entropy and for KL, not for {type(problem.regularizer).__name__}"
+        return refusal(reason, problem)
 
     def init(self, oracle: Oracle) -> Tensor:
         """w_0: [B, S].

@@ -9,25 +9,14 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.exact import refuse_unless_explicit
+from bilevel_gym.hypergradients.fit import not_softmax, refusal
 from bilevel_gym.numerics import ArrayLike, adjoint, as_table, backup, factorize, policy_value, solve_transposed
 from bilevel_gym.types import MDP, Evaluation, Factor, Hypergradient, Oracle, Problem, Response
 
-__all__ = ["Kind", "Penalty", "PenaltyState", "over_states", "refuse_unless_entropic"]
+__all__ = ["Kind", "Penalty", "PenaltyState", "over_states"]
 
 Kind = Literal["value", "bellman"]
 """What is penalised: the value that is lost by not being optimal, or the same in each state by itself."""
-
-
-def refuse_unless_entropic(problem: Problem) -> str | None:
-    """None where ∇Ω*(θ) is a softmax, smooth in its logits θ and positive wherever a policy may be, else the reason why not."""
-    if reason := refuse_unless_explicit(problem):
-        return reason
-    if not problem.regularizer.entropic:
-        return (
-            f"it moves the logits of a softmax, and policies under {type(problem.regularizer).__name__} are none; use hypergradients.Exact"
-        )
-    return None
 
 
 def over_states(problem: Problem, distribution: ArrayLike | None) -> Tensor:
@@ -125,7 +114,7 @@ class Penalty:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        return refuse_unless_entropic(problem)
+        return refusal(not_softmax(problem), problem)
 
     def init(self, oracle: Oracle) -> PenaltyState:
         """No policy yet: the first call takes the response's.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bilevel_gym.hypergradients.fit import not_a_regulator, refusal
 from bilevel_gym.linear_quadratic import cost_to_go, soft_feedback
 from bilevel_gym.numerics import gradients
-from bilevel_gym.regularizers import Shannon
 from bilevel_gym.types import Evaluation, Hypergradient, Oracle, Problem, Response
 
 __all__ = ["ExactRiccati"]
@@ -29,14 +29,7 @@ class ExactRiccati:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        parts = (getattr(problem, "world", None), getattr(problem, "reward", None))
-        if not (hasattr(parts[0], "state_matrix") and hasattr(parts[1], "weights")):
-            return "it differentiates the Riccati equation, and this is no linear-Gaussian world with a quadratic cost; on tables use hypergradients.Exact"
-        if not isinstance(problem.regularizer, Shannon):
-            return f"the Gaussian policy is the answer under Shannon entropy, not under {type(problem.regularizer).__name__}"
-        if not hasattr(problem.objective, "value"):
-            return f"it differentiates f in the policy, and {type(problem.objective).__name__} has no value(problem, x, policy)"
-        return None
+        return refusal(not_a_regulator(problem), problem)
 
     def init(self, oracle: Oracle) -> None:
         """No state."""

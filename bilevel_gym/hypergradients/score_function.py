@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients.critics import Critic, RidgeCritic, TableCritic
+from bilevel_gym.hypergradients.fit import not_on_policy, not_sampled, refusal
 from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.hypergradients.sensitivities import (
     Continuations,
@@ -24,7 +25,7 @@ from bilevel_gym.hypergradients.sensitivities import (
 )
 from bilevel_gym.numerics import gradients
 from bilevel_gym.preferences import concatenate, take
-from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, SampledObjective, Samples
+from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, Samples
 
 __all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Window"]
 
@@ -117,18 +118,8 @@ class ScoreFunction:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        if not isinstance(problem.objective, SampledObjective):
-            return f"it needs an objective E[l] over fragments, and {type(problem.objective).__name__} has no loss(problem, x, fragments); use hypergradients.Exact"
-        if self.sensitivity is None:
-            return None
-        if not getattr(problem.objective, "on_policy", True):
-            return "the fragments are those of a fixed policy, so f does not depend on the follower; sensitivity=None is the whole gradient"
-        if getattr(problem.world, "context_weights", None) is not None:
-            return "there are several followers (contexts), and fragments do not say whose they are; use hypergradients.Exact"
-        if getattr(problem.world, "depends_on_x", False):
-            return "P depends on x, and the sampled sensitivities differentiate the reward alone; use hypergradients.Exact"
-        if not problem.regularizer.entropic:
-            return f"Σ∇(Q−V)/τ is the score for the Shannon entropy and for KL, not for {type(problem.regularizer).__name__}; use hypergradients.Exact"
+        if reason := (not_sampled if self.sensitivity is None else not_on_policy)(problem):
+            return refusal(reason, problem)
         if self.sensitivity == "critic" and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.sensitivity == "exact" and not problem.tabular:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.penalty import over_states, refuse_unless_entropic
+from bilevel_gym.hypergradients.fit import not_softmax, refusal
+from bilevel_gym.hypergradients.penalty import over_states
 from bilevel_gym.numerics import ArrayLike, backup, conjugate_gradient, expect_next, factorize, policy_value, push_forward, solve_transposed
 from bilevel_gym.types import MDP, Evaluation, Factor, Hypergradient, Oracle, Problem, Response
 
@@ -55,7 +56,7 @@ class SecondOrder:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
-        return refuse_unless_entropic(problem)
+        return refusal(not_softmax(problem), problem)
 
     def init(self, oracle: Oracle) -> None:
         """No state.

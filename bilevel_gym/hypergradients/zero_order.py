@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnknownName
+from bilevel_gym.hypergradients.fit import not_evaluated
 from bilevel_gym.types import Evaluation, Hypergradient, Oracle, OuterProblem, Response
 
 __all__ = ["Differences", "ZeroOrder"]
@@ -69,7 +70,9 @@ class ZeroOrder:
             raise InvalidProblem(f"directions is {self.directions}, and finite differences go along every coordinate: leave it out")
 
     def supports(self, problem: OuterProblem) -> str | None:
-        """None, or the reason why the problem does not fit: only a box that the differences have no room in."""
+        """None, or the reason why the problem does not fit: it has no f at all, or a box that the differences have no room in."""
+        if reason := not_evaluated(problem):
+            return reason
         low, high = problem.domain.bounds
         if float((high - low).min()) < 2.0 * self.radius:
             return f"the box of x is {float((high - low).min()):g} wide at its narrowest, and x ± {self.radius:g} has no room in it; lower the radius"

@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from bilevel_gym.preferences import BradleyTerry, cross_entropy
 
-__all__ = ["LARGEST_PART", "answer_entropy", "mean_pair_loss", "pair_losses"]
+__all__ = ["LARGEST_PART", "answer_entropy", "mean_losses", "pair_losses"]
 
 LARGEST_PART = 2**21
 """Pairs, times problems, whose losses are held at a time."""
 
 
-def mean_pair_loss(law: Tensor, learned: Tensor, truth: Tensor, teacher: BradleyTerry) -> Tensor:
-    """Σ_ij p_i p_j E_y l_ij, differentiable in p and in the learned returns.
+def mean_losses(law: Tensor, learned: Tensor, truth: Tensor, teacher: BradleyTerry) -> Tensor:
+    """Σ_j p_j E_y l_ij for each kind i of the first fragment (or of the second, l is symmetric), differentiable in p and the learned returns.
 
     Args:
         law: [B, U] p, or [U] for all problems.
@@ -27,19 +27,19 @@ def mean_pair_loss(law: Tensor, learned: Tensor, truth: Tensor, teacher: Bradley
         teacher: who compares.
 
     Returns:
-        [B]. Cost: O(BU²) time, memory for ``LARGEST_PART`` pairs.
+        [B, U]; f is their mean under p. Cost: O(BU²) time, memory for ``LARGEST_PART`` pairs.
     """
 
     def loss(rows: Tensor, law: Tensor, learned: Tensor) -> Tensor:
         by_row: Tensor = pair_losses(learned, truth, teacher, rows) @ law.unsqueeze(-1)
-        return (law[..., rows] * by_row.squeeze(-1)).sum(-1)
+        return by_row.squeeze(-1)
 
     parts = torch.arange(len(truth), device=truth.device).split(max(1, LARGEST_PART // learned.numel()))
     if len(parts) == 1:
         return loss(parts[0], law, learned)
     # The backward pass computes each part anew, else all of them would be held for it.
     again: Callable[[Tensor, Tensor, Tensor], Tensor] = partial(checkpoint, loss, use_reentrant=False, preserve_rng_state=False)
-    return torch.stack([again(rows, law, learned) for rows in parts]).sum(0)
+    return torch.cat([again(rows, law, learned) for rows in parts], -1)
 
 
 def pair_losses(learned: Tensor, truth: Tensor, teacher: BradleyTerry, rows: Tensor | None = None) -> Tensor:

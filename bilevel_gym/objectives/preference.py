@@ -13,11 +13,13 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import gradients
 from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
-from bilevel_gym.objectives.pairs import answer_entropy, mean_pair_loss, pair_losses
+from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
 from bilevel_gym.preferences import BradleyTerry, Cut, PreferenceBuffer, cross_entropy, draw_places, gather
-from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory
+from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory, World
 
 __all__ = ["PreferenceMemory", "PreferenceObjective"]
+
+NO_TRUE_REWARD = "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
 
 
 @dataclass(frozen=True)
@@ -121,16 +123,18 @@ class PreferenceObjective:
         """Play the policy, cut and label fresh pairs, and measure before anything trains on them.
 
         Raises:
-            UnsupportedProblem: the world has no true reward, so there is nothing that the teacher could compare.
+            UnsupportedProblem: the world has no true reward, so there is nothing that the teacher could compare, or there are contexts.
         """
+        _refuse_contexts(problem)
+        world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
         held_out, spent = memory.held_out, 0
         if held_out is None and self.held_out_pairs:
-            held_out, spent = self._held_out(problem, generator)
+            held_out, spent = self._held_out(problem, world, generator)
         pairs = self.pairs if memory.started or self.initial_pairs is None else self.initial_pairs
         count, steps = self.trajectories or 2 * pairs, self._steps(problem)
-        trajectories = shown = self._play(problem, response.policy, count, steps, generator)
+        trajectories = shown = _play(world, response.policy, count, steps, generator)
         if self.reference is not None:
-            shown = self._play(problem, self.reference, count, steps, generator)
+            shown = _play(world, self.reference, count, steps, generator)
             spent += shown.alive.numel()
         fresh = self._cut(shown, pairs, self.cut, generator)
         logit = self.logit(problem, x, fresh.fragments)
@@ -166,17 +170,27 @@ class PreferenceObjective:
 
     # ------------------------------------------------------------------------------------------ exact
 
+    def not_explicit(self, problem: Problem) -> str | None:
+        """None where f can be enumerated, else the reason why it can only be sampled. Cost: an enumeration, remembered where P is fixed."""
+        low, high = problem.domain.bounds
+        middle = torch.as_tensor((low + high) / 2.0, dtype=problem.domain.dtype, device=problem.domain.device)
+        try:
+            self._truth(problem, self._every(problem, middle))
+        except UnsupportedProblem as error:
+            return str(error)
+        return None
+
     def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
         """f(x, π) by enumeration of all pairs of fragments, for small tables and ``cut="start"``: [B, D], [B, S, A] → [B].
 
         Raises:
-            UnsupportedProblem: the fragments are cut anywhere, the world has no true reward, there are too many fragments, or the batch
-                has more than one P.
+            UnsupportedProblem: what ``not_explicit`` says, or a batch of x where P depends on x.
 
         Cost: O(B(FH + U²)), F fragments of U kinds; the pairs are taken in parts, which bounds the memory.
         """
         every, law = self._law(problem, x, policy)
-        return mean_pair_loss(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
+        losses = mean_losses(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
+        return (law * losses).sum(-1)
 
     def entropy(self, problem: Problem, policy: Tensor) -> Tensor:
         """The entropy of the teacher's answers about fragments of a policy, the least that f can be there: [B, S, A] → [B].
@@ -199,6 +213,21 @@ class PreferenceObjective:
         by_x, by_policy = gradients(lambda x, policy: self.value(problem, x, policy), x, policy)
         return by_x, by_policy
 
+    def advantage(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
+        """L − E_πL with L(s, a) the mean of l given that (s, a) was visited in either fragment, and the visits of s in both.
+
+        What HPGD's A_upper is for this loss (mathematics §7). With a ``reference`` π chooses nothing, and it is 0.
+
+        Returns:
+            A [B, S, A], zero where (s, a) is never visited, and d [B, S].
+        """
+        every, law = self._law(problem, x, policy)
+        losses = mean_losses(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
+        visits, lost = (2.0 * (weight @ every.counts).view_as(policy) for weight in (law.expand_as(losses), law * losses))
+        mean = torch.where(visits > 0, lost / visits.clamp_min(torch.finfo(visits.dtype).tiny), 0.0)
+        advantage = torch.where(visits > 0, mean - (policy * mean).sum(-1, keepdim=True), 0.0)
+        return advantage if self.on_policy else torch.zeros_like(advantage), visits.sum(-1)
+
     # ------------------------------------------------------------------------------------------ parts
 
     def _steps(self, problem: Problem) -> int:
@@ -206,14 +235,6 @@ class PreferenceObjective:
             return self.steps
         discount = problem.world.discount
         return self.length + (ceil(log(0.01) / log(discount)) if discount > 0 else 0)
-
-    def _play(self, problem: Problem, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
-        played: Trajectory = problem.world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator)
-        if played.rewards is None:
-            raise UnsupportedProblem(
-                "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
-            )
-        return played
 
     def _cut(self, trajectories: Trajectory, pairs: int, cut: Cut, generator: torch.Generator) -> Samples:
         assert trajectories.rewards is not None
@@ -225,11 +246,11 @@ class PreferenceObjective:
         labels = self.teacher.label(rewards.sum(-1), generator)
         return Samples(trajectories, origin, offset, Fragments(states, actions, alive, labels))
 
-    def _held_out(self, problem: Problem, generator: torch.Generator) -> tuple[Fragments, int]:
+    def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, int]:
         """Pairs out of what sixteen policies of random quality play, each compared with any other; and the environment steps spent."""
         steps = self.length if self.cut == "start" else self._steps(problem)
         per_policy = min(ceil(self.held_out_pairs / 8), 4)
-        played = [self._play(problem, problem.world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
+        played = [_play(world, world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
         order = torch.randperm(16 * per_policy, generator=generator, device=generator.device)
         mixed = Trajectory(
             *(torch.cat([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
@@ -238,21 +259,37 @@ class PreferenceObjective:
 
     def _law(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Enumeration, Tensor]:
         """All fragments, and the law of their kinds: [B, U]."""
+        every = self._every(problem, x)
+        return every, every.law(policy if self.reference is None else self.reference)
+
+    def _every(self, problem: Problem, x: Tensor) -> Enumeration:
+        _refuse_contexts(problem)
         if self.cut != "start":
             raise UnsupportedProblem(
                 "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
             )
-        every = fragments_of(problem.world, x, self.length)
-        return every, every.law(policy if self.reference is None else self.reference)
+        return fragments_of(problem.world, x, self.length)
 
     def _truth(self, problem: Problem, every: Enumeration) -> Tensor:
         """The true return of each kind of fragment: [U]."""
         true: Tensor | None = getattr(problem.world, "true_reward", None)
         if true is None:
-            raise UnsupportedProblem(
-                "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
-            )
+            raise UnsupportedProblem(NO_TRUE_REWARD)
         return every.returns(true)
+
+
+def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
+    played: Trajectory = world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator)
+    if played.rewards is None:
+        raise UnsupportedProblem(NO_TRUE_REWARD)
+    return played
+
+
+def _refuse_contexts(problem: Problem) -> None:
+    if getattr(problem.world, "context_weights", None) is not None:
+        raise UnsupportedProblem(
+            "there are several followers (contexts), and fragments do not say whose they are: take one follower, in a world of its own"
+        )
 
 
 def _accuracy(logit: Tensor, outcome: Tensor) -> float:

@@ -87,17 +87,27 @@ class ReturnObjective(ExplicitObjective):
 
     # ------------------------------------------------------------------------------------------ the upper level's decision problem
 
+    def not_explicit(self, problem: Problem) -> str | None:
+        """None where the follower's policy can be played in M̄, else the reason why not."""
+        mine, theirs = (
+            [1 if world.context_weights is None else len(world.context_weights), world.states, world.actions]
+            for world in (self._world(problem), problem.world)
+        )
+        if mine[1:] != theirs[1:] or mine[0] not in (1, theirs[0]):
+            return f"M̄ has [C, S, A] = {mine} followers, states and actions, the follower's world {theirs}: give both the same"
+        return None
+
     def at(self, problem: Problem, x: Tensor) -> MDP:
         """M̄ at x, with r̄ in the place of the reward and ρ̄ weighted by the contexts' weights: x [B, D].
 
         Raises:
-            UnsupportedProblem: M̄ has contexts, and the follower's world has not.
+            UnsupportedProblem: M̄ is of other contexts, states or actions than the follower's world.
             InvalidProblem: the cost is not a table of M̄'s states and actions.
         """
         world = self._world(problem)
         weights = problem.world.context_weights
-        if weights is None and world.context_weights is not None:
-            raise UnsupportedProblem("M̄ has several contexts and the follower's world has one: give both the same contexts")
+        if self.world is not None and (reason := self.not_explicit(problem)):
+            raise UnsupportedProblem(reason)
         start = world.start if weights is None else weights[:, None] * world.start
         discount = world.discount if self.discount is None else self.discount
         regularizer = problem.regularizer if self.regularizer is None else self.regularizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import MDP, Budget, Problem, Response
 
-__all__ = ["TabularSolver", "iterate", "policy_error", "step_limit"]
+__all__ = ["TabularSolver", "fitting_solver", "iterate", "policy_error", "step_limit"]
 
 State = TypeVar("State")
 
@@ -42,6 +42,17 @@ def step_limit(own: int | None, budget: Budget | None) -> int:
     if limit < 1:
         raise InvalidProblem("a budget of no steps leaves nothing to certify: give at least one, or keep the response that is there")
     return limit
+
+
+def fitting_solver(problem: Any) -> str:
+    """The name of a solver that fits a problem: what the others' refusals end with."""
+    if hasattr(problem, "lower"):
+        return "solvers.GradientDescentSolver"
+    if problem.tabular:
+        return "solvers.SoftPolicyIteration"
+    if hasattr(problem.world, "state_matrix") and hasattr(problem.reward, "weights"):
+        return "solvers.Riccati"
+    return "solvers.SAC" if hasattr(problem.world, "open") else "a solver of your own, any object with start and solve"
 
 
 def policy_error(gap: Tensor, mdp: MDP) -> Tensor:
@@ -92,9 +103,7 @@ class TabularSolver(ABC, Generic[State]):
             UnsupportedProblem: the world is not a table.
         """
         if not problem.tabular:
-            raise UnsupportedProblem(
-                f"{type(self).__name__} solves tabular problems; use solvers.SAC on simulators, solvers.GradientDescentSolver where the lower level is a function"
-            )
+            raise UnsupportedProblem(f"{type(self).__name__} solves tabular problems, and this is none; use {fitting_solver(problem)}")
         world = problem.world
         zeros = torch.zeros(*world.start.shape, world.actions, dtype=world.start.dtype, device=world.start.device)
         q = zeros - problem.regularizer.conjugate(zeros).unsqueeze(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import gradients
-from bilevel_gym.solvers.base import iterate, step_limit
+from bilevel_gym.solvers.base import fitting_solver, iterate, step_limit
 from bilevel_gym.types import Budget, Response
 
 __all__ = ["GradientDescentSolver"]
@@ -56,7 +56,7 @@ class GradientDescentSolver:
         """
         if not hasattr(problem, "lower"):
             raise UnsupportedProblem(
-                f"{type(self).__name__} minimises a function g(x, y), and this lower level is a decision problem; use solvers.SoftPolicyIteration on tables"
+                f"{type(self).__name__} minimises a function g(x, y), and this lower level is a decision problem; use {fitting_solver(problem)}"
             )
         domain = problem.domain
         nowhere = torch.full((), torch.inf, dtype=domain.dtype, device=domain.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.linear_quadratic import GaussianFeedback, cost_to_go, soft_feedback
 from bilevel_gym.regularizers import Shannon
-from bilevel_gym.solvers.base import iterate, step_limit
+from bilevel_gym.solvers.base import fitting_solver, iterate, step_limit
 from bilevel_gym.types import Budget, Problem, Response
 
 __all__ = ["Riccati"]
@@ -61,7 +61,7 @@ class Riccati:
             UnsupportedProblem: the world is not linear-Gaussian, the reward not a quadratic cost, or the regularizer not Shannon's.
         """
         if not (hasattr(problem.world, "state_matrix") and hasattr(problem.reward, "weights")):
-            raise UnsupportedProblem("Riccati solves linear-Gaussian worlds with a quadratic cost; use another solver on this problem")
+            raise UnsupportedProblem(f"Riccati solves linear-Gaussian worlds with a quadratic cost; use {fitting_solver(problem)}")
         if not isinstance(problem.regularizer, Shannon):
             raise UnsupportedProblem(
                 f"the Gaussian answer is the one under Shannon entropy, not {type(problem.regularizer).__name__}; use regularizers.Shannon(temperature)"

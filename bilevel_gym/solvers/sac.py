@@ -12,6 +12,7 @@ from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import draw_seed
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers.actor_critic import ActorCritic, Labelled, Learner, Setting
+from bilevel_gym.solvers.base import fitting_solver
 from bilevel_gym.solvers.networks import GaussianPolicy
 from bilevel_gym.solvers.replay import Replay
 from bilevel_gym.types import Budget, Response
@@ -209,7 +210,7 @@ class _Run:
 def _check(problem: Any) -> None:
     if problem.tabular or not (hasattr(problem.world, "open") and hasattr(problem.world, "action_low")):
         raise UnsupportedProblem(
-            "SAC needs a world with continuous actions, such as worlds.VectorWorld; on tables solvers.SoftPolicyIteration is exact, functions are for solvers.GradientDescentSolver"
+            f"SAC needs a simulated world with continuous actions, such as worlds.VectorWorld; for this problem use {fitting_solver(problem)}"
         )
     if not isinstance(problem.regularizer, Shannon):
         name = type(problem.regularizer).__name__

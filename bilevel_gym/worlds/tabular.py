@@ -252,15 +252,26 @@ class ControlledWorld(TabularWorld):
         """(∂P(x)/∂x)ᵀ cotangent, by one backward pass: [B, S, A, S] → [B, D]."""
         return vjp(self.kernel, x, cotangent)
 
+    def at(self, x: Tensor) -> TabularWorld:
+        """The world that x makes, which can be played: x [D]."""
+        transition = self.transition_at(x if self.context_weights is None else x.unsqueeze(-2)).detach()
+        return TabularWorld(
+            transition,
+            self.start,
+            self.discount,
+            1.0 - transition.sum(-1),
+            true_reward=self.true_reward,
+            context_weights=self.context_weights,
+            device=self.start.device,
+        )
+
     def rollout(self, policy: Tensor, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
         """Refused: a rollout needs an x.
 
         Raises:
             InvalidProblem: always.
         """
-        raise InvalidProblem(
-            "P depends on x here, so a rollout is not defined by the policy alone; use the exact estimators for this world"
-        )
+        raise InvalidProblem("P depends on x here, so a rollout is not defined by the policy alone: play world.at(x)")
 
     def branch(
         self,

@@ -20,6 +20,7 @@ from bilevel_gym.rewards import LinearReward, MLPReward
 from bilevel_gym.solvers import SAC
 from bilevel_gym.solvers.actor_critic import ActorCritic, Labelled, Learner, Setting
 from bilevel_gym.solvers.networks import GaussianPolicy, gaussian, layer_shapes, log_density
+from bilevel_gym.solvers.products import product_for
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, VectorWorld
 
@@ -152,6 +153,40 @@ def test_update_is_the_textbooks(hidden: tuple[int, ...]) -> None:
         for copy in range(2):
             close(networks.critic, plain.critics[copy], setting.critic_sizes, 2, copy)
             close(networks.target, plain.targets[copy], setting.critic_sizes, 2, copy)
+
+
+def test_update_in_float32_is_that_in_float64() -> None:
+    """Without it the kernels that large float32 products go through could be wrong, since the textbook is followed in float64."""
+    setting, count = Setting(0.97, 0.3, (5, 256, 256, 4), (7, 256, 256, 1)), 256
+    generator = seeded(0)
+    single = ActorCritic.initial(setting, generator, torch.device("cpu"))
+    for moments in (single.actor_moments, single.critic_moments):
+        moments[1] = 1.0  # Adam remembers steep slopes: otherwise it makes a whole step of the sign of a rounding error
+    single.clocks.fill_(10_000.0)
+    double = ActorCritic(*(getattr(single, field.name).double() for field in fields(single)))
+    states, actions, following, going, rewards = (torch.randn(count, *size, generator=generator) for size in ((5,), (2,), (5,), (), ()))
+    batch = Labelled(states, torch.tanh(actions), following, going, rewards, torch.randn(2, count, 2, generator=generator))
+    for networks in (single, double):
+        learner = Learner(networks, setting, batch_size=count, learning_rate=1.0, polyak=0.5)
+        learner.update(Labelled(*(column.to(networks.actor.dtype) for column in batch)))
+    for field in fields(single):
+        pair = (getattr(networks, field.name) for networks in (single, double))
+        for mine, exact in zip(*(tensor.reshape(2, -1) for tensor in pair), strict=True):
+            assert float((mine - exact).norm()) <= 1e-5 * float(exact.norm()), field.name
+
+
+@pytest.mark.parametrize(("copies", "rows", "inner", "columns"), [(1, 512, 256, 256), (2, 300, 260, 270), (2, 30, 7, 5)])
+def test_product_is_the_product(copies: int, rows: int, inner: int, columns: int) -> None:
+    """Without it a kernel that takes its second factor transposed could be given the other one, which square matrices hide."""
+    generator = seeded(0)
+    left, right, bias = (torch.randn(copies, *size, generator=generator) for size in ((inner, rows), (columns, inner), (1, columns)))
+    out = torch.empty(copies, rows, columns)
+    product = product_for(out)
+    wanted = left.mT.double() @ right.mT.double()
+    for factors in ((left.mT, right.mT), (left.mT.contiguous(), right.mT.contiguous())):
+        for offset in (None, bias):
+            assert product(*factors, offset, out) is out
+            torch.testing.assert_close(out.double(), wanted + (0.0 if offset is None else bias.double()), atol=1e-4, rtol=1e-5)
 
 
 def close(flat: Tensor, plain: nn.Sequential, sizes: tuple[int, ...], copies: int, copy: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.numerics import split_flat
+from bilevel_gym.solvers.products import product_for
 
 __all__ = ["GaussianPolicy", "Perceptrons", "gaussian", "initial_parameters", "layer_shapes", "log_density", "numel"]
 
@@ -62,6 +63,7 @@ class Perceptrons:
         self._units, self._slopes = ([like.new_empty(copies, rows, width) for width in sizes[1:-1]] for _ in range(2))
         self._product = self._slopes[-1]  # free until the backward pass writes it
         self._out = like.new_empty(copies, rows, sizes[-1])
+        self._multiply = product_for(like)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Weights [C, in, out] and biases [C, 1, out] in turn, as views: [P] → list."""
@@ -79,10 +81,10 @@ class Perceptrons:
         """
         units = self._inputs = inputs.expand(self.copies, -1, -1)
         for layer, buffer in enumerate(self._units):
-            units = torch.baddbmm(parameters[2 * layer + 1], units, parameters[2 * layer], out=buffer).relu_()
+            units = self._multiply(units, parameters[2 * layer], parameters[2 * layer + 1], buffer).relu_()
         weight, bias = parameters[-2:]
         if self.sizes[-1] > 1:
-            return torch.baddbmm(bias, units, weight, out=self._out)
+            return self._multiply(units, weight, bias, self._out)
         # A matrix product with one column is several times slower than a product and a sum.
         torch.mul(units, weight.mT, out=self._product)
         return torch.sum(self._product, -1, keepdim=True, out=self._out).add_(bias)
@@ -109,13 +111,13 @@ class Perceptrons:
                 if cotangent.shape[-1] == 1:
                     torch.mul(cotangent, parameters[2 * layer].mT, out=slope)
                 else:
-                    torch.bmm(cotangent, parameters[2 * layer].mT, out=slope)
+                    self._multiply(cotangent, parameters[2 * layer].mT, None, slope)
                 cotangent = torch.ops.aten.threshold_backward.grad_input(slope, below, 0, grad_input=slope)
         return cotangent
 
     def _weight_gradient(self, below: Tensor, cotangent: Tensor, gradient: Tensor) -> None:
         if cotangent.shape[-1] > 1 or below.shape != self._product.shape:
-            torch.bmm(below.mT, cotangent, out=gradient)
+            self._multiply(below.mT, cotangent, None, gradient)
         else:
             torch.mul(below, cotangent, out=self._product)
             torch.sum(self._product, 1, out=gradient.squeeze(-1))

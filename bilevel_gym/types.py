@@ -77,8 +77,8 @@ class MDP:
 class Trajectory:
     """N trajectories of T steps, as ``World.rollout`` returns them."""
 
-    states: Tensor
-    """[N, T] state numbers (tabular) or [N, T, *observation]."""
+    states: Any
+    """[N, T] state numbers (tabular) or [N, T, *observation]; pixels are ``frames.FrameStacks``."""
     actions: Tensor
     """[N, T] action numbers or [N, T, *action]."""
     alive: Tensor
@@ -93,8 +93,8 @@ class Trajectory:
 class Fragments:
     """M tuples of I trajectory pieces of H steps, with what the upper level observed of each tuple."""
 
-    states: Tensor
-    """[M, I, H] or [M, I, H, *observation]."""
+    states: Any
+    """[M, I, H] or [M, I, H, *observation]; pixels are ``frames.FrameStacks``."""
     actions: Tensor
     """[M, I, H] or [M, I, H, *action]."""
     alive: Tensor

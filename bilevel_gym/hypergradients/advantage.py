@@ -141,12 +141,12 @@ def _length(discount: float) -> int:
 
 def _powers(discount: float, played: Trajectory) -> Tensor:
     """γ^t: [T]."""
-    return discount ** torch.arange(played.states.shape[-1], dtype=torch.float64, device=played.states.device)
+    return discount ** torch.arange(played.alive.shape[-1], dtype=torch.float64, device=played.alive.device)
 
 
 def _cells(played: Trajectory, policy: Tensor) -> Tensor:
     """The place of each step in a flattened table like the policy's: [N, T]."""
-    cells = played.states * policy.shape[-1] + played.actions
+    cells: Tensor = played.states * policy.shape[-1] + played.actions
     return cells if played.contexts is None else cells + played.contexts.unsqueeze(-1) * policy[0].numel()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import gradients
 from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
 from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
@@ -253,7 +254,7 @@ class PreferenceObjective:
         played = [_play(world, world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
         order = torch.randperm(16 * per_policy, generator=generator, device=generator.device)
         mixed = Trajectory(
-            *(torch.cat([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
+            *(concatenate_states([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
         )
         return self._cut(mixed, self.held_out_pairs, self.cut, generator).fragments, mixed.alive.numel()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.frames import FrameStacks, concatenate_states
 from bilevel_gym.types import Fragments, Trajectory
 
 __all__ = ["Cut", "concatenate", "draw_places", "gather", "take", "window_sum"]
@@ -49,10 +50,11 @@ def draw_places(
     return origin, torch.randint(steps - length + 1, origin.shape, generator=generator, device=device)
 
 
-def gather(table: Tensor, origin: Tensor, offset: Tensor, length: int) -> Tensor:
-    """The pieces of a table of trajectories: [N, T, *], [M, I], [M, I] → [M, I, H, *]."""
+def gather(table: Any, origin: Tensor, offset: Tensor, length: int) -> Any:
+    """The pieces of a table of trajectories: [N, T, *], [M, I], [M, I] → [M, I, H, *]; of pictures only theirs are kept."""
     time = offset.unsqueeze(-1) + torch.arange(length, device=offset.device)
-    return table[origin.unsqueeze(-1), time]
+    pieces = table[origin.unsqueeze(-1), time]
+    return pieces.compact() if isinstance(pieces, FrameStacks) else pieces
 
 
 def window_sum(weight: Tensor, origin: Tensor, first: Tensor, last: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -78,10 +80,14 @@ def window_sum(weight: Tensor, origin: Tensor, first: Tensor, last: Tensor, shap
 
 def take(fragments: Fragments, index: Tensor | slice) -> Fragments:
     """Some of the tuples, in the order of ``index``."""
-    return Fragments(fragments.states[index], fragments.actions[index], fragments.alive[index], fragments.outcome[index])
+    states = fragments.states[index]
+    return Fragments(
+        states.without_unused() if isinstance(states, FrameStacks) else states,
+        *(table[index] for table in (fragments.actions, fragments.alive, fragments.outcome)),
+    )
 
 
 def concatenate(first: Fragments, second: Fragments) -> Fragments:
     """The tuples of both."""
-    pairs = ((first.states, second.states), (first.actions, second.actions), (first.alive, second.alive), (first.outcome, second.outcome))
-    return Fragments(*(torch.cat(pair) for pair in pairs))
+    pairs = ((first.actions, second.actions), (first.alive, second.alive), (first.outcome, second.outcome))
+    return Fragments(concatenate_states((first.states, second.states)), *(torch.cat(pair) for pair in pairs))

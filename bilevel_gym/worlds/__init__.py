@@ -1,6 +1,8 @@
 """The dynamics: what x cannot choose."""
 
 from bilevel_gym.transitions import SparseTransition
+from bilevel_gym.worlds.atari import AtariWorld
+from bilevel_gym.worlds.atari_game import AtariGame
 from bilevel_gym.worlds.gridworlds import DIRECTIONS, FOUR_ROOMS, SIDEWAYS, Grid, GridWorld, chain, four_rooms, open_grid
 from bilevel_gym.worlds.linear_gaussian import LinearGaussianWorld
 from bilevel_gym.worlds.mujoco import mujoco_world
@@ -14,6 +16,8 @@ __all__ = [
     "DIRECTIONS",
     "FOUR_ROOMS",
     "SIDEWAYS",
+    "AtariGame",
+    "AtariWorld",
     "ControlledWorld",
     "Endless",
     "Grid",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.frames import to_stacks
 from bilevel_gym.types import Policy
 from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
 
@@ -73,10 +74,10 @@ class Choices:
         """A random softmax of random gain, from nearly uniform to nearly greedy (see ``SoftmaxPolicy.random``)."""
         return SoftmaxPolicy.random(observation_shape, self.count, generator, self.device)
 
-    def quadrature(self, policy: Any, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def quadrature(self, policy: Any, states: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All actions with their probabilities, so that the mean is exact, in parts: actions [A, n], weights [A, n]."""
         with torch.no_grad():
-            weights = torch.cat([policy.probabilities(part) for part in states.split(self.chunk)])
+            weights = torch.cat([policy.probabilities(to_stacks(part)) for part in states.split(self.chunk)])
         return torch.arange(self.count, device=weights.device)[:, None].expand(-1, len(weights)), weights.mT
 
 

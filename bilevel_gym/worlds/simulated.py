@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -57,7 +58,7 @@ class SimulatedWorld:
             generator: the source of the resets and of the actions.
 
         Returns:
-            states [N, T, *observation], actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T] (0 where not alive;
+            states [N, T, *observation] (pixels as ``FrameStacks``), actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T] (0 where not alive;
             states and actions stand still there). Cost: N·T environment steps, and T calls of the policy.
         """
         if trajectories not in self._pool:
@@ -70,18 +71,18 @@ class SimulatedWorld:
             for _ in range(steps):
                 action = policy.sample(state, generator)
                 moved = simulation.step(action)
-                seen.append((state, action, alive, moved.rewards * alive))
+                seen.append((self._kept(state), action, alive, moved.rewards * alive))
                 alive = alive & ~(moved.terminated | moved.truncated)
                 state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
                 if not bool(alive.any()):
                     break
-        columns = [torch.stack(column, 1) for column in zip(*seen, strict=True)]
-        states, actions, living, rewards = (_lengthen(column, steps) for column in columns)
+        states, *columns = zip(*seen, strict=True)
+        actions, living, rewards = (_lengthen(column, steps) for column in columns)
         living[:, len(seen) :] = False
         rewards[:, len(seen) :] = 0.0
-        return Trajectory(states, actions, living, rewards)
+        return Trajectory(self._table(states, steps), actions, living, rewards)
 
-    def quadrature(self, policy: Any, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def quadrature(self, policy: Any, states: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Actions and weights whose weighted sum is a mean over π: all A actions, or ``count`` draws of equal weight from a box.
 
         Args:
@@ -142,6 +143,14 @@ class SimulatedWorld:
     def _make(self, **options: Any) -> gym.Env[Any, Any]:
         raise NotImplementedError
 
+    def _kept(self, observations: Tensor) -> Tensor:
+        """What a trajectory keeps of the observations of one step: [N, *observation] → [N, ...]."""
+        return observations
+
+    def _table(self, columns: Sequence[Tensor], steps: int) -> Any:
+        """The states of a trajectory from what was kept: t of [N, ...] → [N, T], standing still from t on."""
+        return _lengthen(columns, steps)
+
     def _describe(self, env: gym.Env[Any, Any], name: str) -> None:
         """Take down what observations and actions are."""
         actions = action_kind(env.action_space, name, torch.device(self.device))
@@ -168,7 +177,6 @@ def check_times(discount: float, horizon: int) -> None:
         raise InvalidProblem(f"horizon is {horizon}: an episode has at least one step")
 
 
-def _lengthen(column: Tensor, steps: int) -> Tensor:
-    """Repeat the last step until there are ``steps``: [N, t, ...] → [N, T, ...]."""
-    missing = steps - column.shape[1]
-    return column if missing == 0 else torch.cat([column, column[:, -1:].expand(-1, missing, *column.shape[2:])], 1)
+def _lengthen(columns: Sequence[Tensor], steps: int) -> Tensor:
+    """Columns side by side, the last one repeated until there are ``steps``: t of [N, ...] → [N, T, ...]."""
+    return torch.stack([*columns, *[columns[-1]] * (steps - len(columns))], 1)

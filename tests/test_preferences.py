@@ -28,22 +28,6 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_bradley_terry_closed_form():
-    """σ(β ΔR), ½ for equal returns, certainty at β = ∞, a coin at β = 0."""
-    returns = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
-    np.testing.assert_allclose(BradleyTerry(2.0).probability(returns), [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(4)), 0.5], rtol=1e-6)
-    np.testing.assert_allclose(BradleyTerry(inf).label(returns, generator()), [1.0, 0.0, 0.5])
-    np.testing.assert_allclose(BradleyTerry(0.0).probability(returns), 0.5)
-
-
-def test_labels_have_the_probability_of_the_model():
-    """20,000 labels: their mean must be within four standard errors of σ(1)."""
-    labels = BradleyTerry(1.0).label(torch.tensor([[1.0, 0.0]]).expand(20_000, 2), generator())
-    p = 1 / (1 + np.exp(-1))
-    assert set(labels.tolist()) == {0.0, 1.0}
-    assert abs(float(labels.mean()) - p) < 4 * np.sqrt(p * (1 - p) / 20_000)
-
-
 @given(st.floats(-30, 30), st.sampled_from([0.0, 0.5, 1.0]))
 def test_cross_entropy_is_the_textbook_formula(logit, outcome):
     """−y log σ(z) − (1−y) log σ(−z), which the softplus form must equal where the textbook form is finite."""
@@ -255,8 +239,6 @@ def test_bad_sizes_are_refused(options):
     """Sizes that make no fragments are refused when the objective is built."""
     with pytest.raises(InvalidProblem):
         PreferenceObjective(**{"length": 2, "pairs": 4, **options})
-    with pytest.raises(InvalidProblem, match="rationality"):
-        BradleyTerry(-1.0)
 
 
 def test_rollouts_follow_the_policy_and_the_generator():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.errors import UnknownName
 from bilevel_gym.objectives import PreferenceObjective
-from bilevel_gym.preferences import BradleyTerry
+from bilevel_gym.preferences import Teacher
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import MLPReward
@@ -80,6 +81,7 @@ def gym_preference(
     discount: float = 0.99,
     temperature: float | None = None,
     rationality: float = 1.0,
+    teacher: Mapping[str, float] | None = None,
     solver: LowerSolver | None = None,
     device: str = "cpu",
     render_mode: str | None = None,
@@ -110,6 +112,7 @@ def gym_preference(
         discount: γ of the follower.
         temperature: τ; None takes the preset's.
         rationality: β of the teacher, per unit of true reward.
+        teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``.
         solver: another follower, in place of the preset's.
         device: where networks and replay live.
         render_mode: ``"rgb_array"`` (the follower at work) or ``"ansi"``.
@@ -130,6 +133,6 @@ def gym_preference(
         world,
         MLPReward.for_world(world, hidden=sizes.reward_hidden),
         Shannon(sizes.temperature if temperature is None else temperature),
-        replace(sizes.objective, teacher=BradleyTerry(rationality)),
+        replace(sizes.objective, teacher=Teacher(rationality, **(teacher or {}))),
     )
     return BilevelEnv(problem, sizes.solver if solver is None else solver, solve_on_reset=False, render_mode=render_mode)

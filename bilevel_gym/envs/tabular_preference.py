@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import LARGEST_ENUMERATION, PreferenceObjective, fragments_of
-from bilevel_gym.preferences import BradleyTerry
+from bilevel_gym.preferences import Teacher
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward
@@ -37,6 +38,7 @@ def tabular_preference(
     discount: float = 0.8,
     temperature: float = 1.0,
     rationality: float = 1.0,
+    teacher: Mapping[str, float] | None = None,
     exact: bool = True,
     instance: int = 0,
     bound: float = 5.0,
@@ -78,6 +80,7 @@ def tabular_preference(
         discount: γ.
         temperature: τ.
         rationality: β of the teacher, per unit of true reward.
+        teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``.
         exact: whether −reward is f itself, or the mean loss of the sampled pairs.
         instance: the seed of P and of the true reward.
         bound: of the box of x.
@@ -115,7 +118,7 @@ def tabular_preference(
         length=length,
         pairs=pairs,
         capacity=capacity,
-        teacher=BradleyTerry(rationality),
+        teacher=Teacher(rationality, **(teacher or {})),
         held_out_pairs=256,
         reference=uniform if fragments == "reference" else None,
         exact=exact,

@@ -19,7 +19,10 @@ LARGEST_ENUMERATION = 4096
 
 
 class Enumeration(NamedTuple):
-    """F fragments of H steps, of U kinds: a reward r(s, a) tells two of them apart only where they visit other pairs, or as often others."""
+    """F fragments of H steps, of U kinds: a reward r(s, a) tells two of them apart only where they visit other pairs, or as often others.
+
+    A teacher who weighs the steps of a fragment tells more of them apart: those whose weighted visits differ.
+    """
 
     states: Tensor
     """[F, H]."""
@@ -32,7 +35,9 @@ class Enumeration(NamedTuple):
     kind: Tensor
     """[F] which row of ``counts`` each has."""
     counts: Tensor
-    """[U, S·A] how often each kind visits each pair; all rows differ."""
+    """[U, S·A] how often each kind visits each pair."""
+    remembered: Tensor
+    """[U, S·A] the same, a visit at step h counting γ̃^(H−1−h); all rows differ in one of the two."""
 
     def probability(self, policy: Tensor) -> Tensor:
         """Of each fragment, differentiable in the policy: [B, S, A] → [B, F], sums to one. Cost: O(BFH)."""
@@ -45,40 +50,46 @@ class Enumeration(NamedTuple):
         return chances.new_zeros(*chances.shape[:-1], len(self.counts)).index_add(-1, self.kind, chances)
 
     def returns(self, reward: Tensor) -> Tensor:
-        """Σ_h r(s_h, a_h) of each kind: [B, S, A] → [B, U]."""
+        """R = Σ_h r(s_h, a_h) of each kind: [B, S, A] → [B, U]."""
         return reward.flatten(-2) @ self.counts.mT
 
+    def seen(self, reward: Tensor) -> Tensor:
+        """R and R̃ = Σ_h γ̃^(H−1−h) r(s_h, a_h) of each kind, what a ``Teacher`` compares: [S, A] → [U, 2]."""
+        return torch.stack([self.returns(reward), reward.flatten() @ self.remembered.mT], -1)
 
-_KNOWN: WeakKeyDictionary[Any, dict[int, Enumeration]] = WeakKeyDictionary()
+
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[int, float], Enumeration]] = WeakKeyDictionary()
 """Enumerations of worlds whose P does not depend on x, for as long as the world lives."""
 
 
-def fragments_of(world: Any, x: Tensor, length: int) -> Enumeration:
+def fragments_of(world: Any, x: Tensor, length: int, discount: float = 1.0) -> Enumeration:
     """The enumeration of a world at x, remembered where it is the same for every x.
 
     Args:
         world: a tabular one.
         x: [D]; [B, D] where P does not depend on it.
         length: H.
+        discount: γ̃.
 
     Raises:
         UnsupportedProblem: there are too many fragments, or there is more than one P.
     """
     if world.depends_on_x:
-        return enumerate_fragments(world.transition_at(x), world.start, length)
+        return enumerate_fragments(world.transition_at(x), world.start, length, discount)
     known = _KNOWN.setdefault(world, {})
-    if length not in known:
-        known[length] = enumerate_fragments(world.transition_at(x), world.start, length)
-    return known[length]
+    if (length, discount) not in known:
+        known[length, discount] = enumerate_fragments(world.transition_at(x), world.start, length, discount)
+    return known[length, discount]
 
 
-def enumerate_fragments(transition: Transitions, start: Tensor, length: int) -> Enumeration:
+def enumerate_fragments(transition: Transitions, start: Tensor, length: int, discount: float = 1.0) -> Enumeration:
     """Every fragment of H steps from the reset, whose dynamics have a positive probability.
 
     Args:
         transition: [S, A, S], dense or sparse, sub-stochastic rows end the episode.
         start: [S].
         length: H.
+        discount: γ̃ of a myopic teacher, by which kinds are told apart too; 1 weighs all steps alike.
 
     Returns:
         at most (S·A)^H fragments.
@@ -115,10 +126,13 @@ def enumerate_fragments(transition: Transitions, start: Tensor, length: int) -> 
             )
         if step + 1 < length:
             found, state, alive = _move(found, transition, state, action, alive)
-    visits = torch.zeros(len(state), count * actions, dtype=start.dtype, device=start.device)
-    visits.scatter_add_(1, found.states * actions + found.actions, found.alive.to(start.dtype))
-    counts, kind = visits.unique(dim=0, return_inverse=True)
-    return Enumeration(*found, kind, counts)
+    cells, living = found.states * actions + found.actions, found.alive.to(start.dtype)
+    ago = torch.arange(length - 1, -1, -1, dtype=start.dtype, device=start.device)
+    visits = living.new_zeros(2, len(state), count * actions)
+    for visited, weight in zip(visits, (living, living * discount**ago), strict=True):
+        visited.scatter_add_(1, cells, weight)
+    kinds, kind = visits.transpose(0, 1).unique(dim=0, return_inverse=True)
+    return Enumeration(*found, kind, *kinds.unbind(1))
 
 
 class _Begun(NamedTuple):

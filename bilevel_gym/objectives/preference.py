@@ -15,7 +15,7 @@ from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import gradients
 from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
 from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
-from bilevel_gym.preferences import BradleyTerry, Cut, PreferenceBuffer, cross_entropy, draw_places, gather
+from bilevel_gym.preferences import Cut, PreferenceBuffer, Teacher, cross_entropy, draw_places, gather
 from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory, World
 
 __all__ = ["PreferenceMemory", "PreferenceObjective"]
@@ -69,7 +69,7 @@ class PreferenceObjective:
     length: int
     pairs: int
     initial_pairs: int | None = None
-    teacher: BradleyTerry = BradleyTerry()
+    teacher: Teacher = Teacher()
     capacity: int = 0
     cut: Cut = "start"
     trajectories: int | None = None
@@ -176,7 +176,7 @@ class PreferenceObjective:
         low, high = problem.domain.bounds
         middle = torch.as_tensor((low + high) / 2.0, dtype=problem.domain.dtype, device=problem.domain.device)
         try:
-            self._truth(problem, self._every(problem, middle))
+            self._truth(problem, self.fragments(problem, middle))
         except UnsupportedProblem as error:
             return str(error)
         return None
@@ -194,12 +194,26 @@ class PreferenceObjective:
         return (law * losses).sum(-1)
 
     def entropy(self, problem: Problem, policy: Tensor) -> Tensor:
-        """The entropy of the teacher's answers about fragments of a policy, the least that f can be there: [B, S, A] → [B].
+        """The least that f can be on fragments of a policy, which the teacher's noise leaves over: [B, S, A] → [B].
 
-        With a ``reference`` f attains it, at the true reward times the teacher's rationality; on-policy the fragments move with x.
+        It is the entropy of the answers, as far as the loss can tell (``pairs.answer_entropy``). Under a Bradley–Terry teacher with a
+        ``reference`` f attains it, at the true reward times the rationality; on-policy the fragments move with x.
         """
         every, law = self._law(problem, torch.zeros(problem.dimension, dtype=policy.dtype, device=policy.device), policy)
         return answer_entropy(law, self._truth(problem, every), self.teacher)
+
+    def fragments(self, problem: Problem, x: Tensor) -> Enumeration:
+        """All fragments, of as many kinds as reward and teacher tell apart.
+
+        Raises:
+            UnsupportedProblem: there are contexts, the fragments are cut anywhere, there are too many of them, or more than one P.
+        """
+        _refuse_contexts(problem)
+        if self.cut != "start":
+            raise UnsupportedProblem(
+                "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
+            )
+        return fragments_of(problem.world, x, self.length, self.teacher.discount)
 
     def pair_losses(self, problem: Problem, x: Tensor, every: Enumeration) -> Tensor:
         """E_y l of each pair of kinds of fragments, differentiable in x: [B, D] → [B, U, U].
@@ -244,7 +258,7 @@ class PreferenceObjective:
             gather(table, origin, offset, self.length)
             for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
         )
-        labels = self.teacher.label(rewards.sum(-1), generator)
+        labels = self.teacher.label(rewards * alive, generator)
         return Samples(trajectories, origin, offset, Fragments(states, actions, alive, labels))
 
     def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, int]:
@@ -260,23 +274,15 @@ class PreferenceObjective:
 
     def _law(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Enumeration, Tensor]:
         """All fragments, and the law of their kinds: [B, U]."""
-        every = self._every(problem, x)
+        every = self.fragments(problem, x)
         return every, every.law(policy if self.reference is None else self.reference)
 
-    def _every(self, problem: Problem, x: Tensor) -> Enumeration:
-        _refuse_contexts(problem)
-        if self.cut != "start":
-            raise UnsupportedProblem(
-                "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
-            )
-        return fragments_of(problem.world, x, self.length)
-
     def _truth(self, problem: Problem, every: Enumeration) -> Tensor:
-        """The true return of each kind of fragment: [U]."""
+        """What the teacher sees of each kind of fragment: [U, 2]."""
         true: Tensor | None = getattr(problem.world, "true_reward", None)
         if true is None:
             raise UnsupportedProblem(NO_TRUE_REWARD)
-        return every.returns(true)
+        return every.seen(true)
 
 
 def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:

@@ -2,6 +2,17 @@
 
 from bilevel_gym.preferences.buffer import PreferenceBuffer
 from bilevel_gym.preferences.fragments import Cut, concatenate, draw_places, gather, take, window_sum
-from bilevel_gym.preferences.teachers import BradleyTerry, cross_entropy
+from bilevel_gym.preferences.teachers import BradleyTerry, Teacher, cross_entropy
 
-__all__ = ["BradleyTerry", "Cut", "PreferenceBuffer", "concatenate", "cross_entropy", "draw_places", "gather", "take", "window_sum"]
+__all__ = [
+    "BradleyTerry",
+    "Cut",
+    "PreferenceBuffer",
+    "Teacher",
+    "concatenate",
+    "cross_entropy",
+    "draw_places",
+    "gather",
+    "take",
+    "window_sum",
+]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf
+from dataclasses import KW_ONLY, dataclass
+from math import inf, isfinite, nan
 
 import torch
 from torch import Tensor
@@ -11,39 +11,109 @@ from torch.nn import functional
 
 from bilevel_gym.errors import InvalidProblem
 
-__all__ = ["BradleyTerry", "cross_entropy"]
+__all__ = ["BradleyTerry", "Teacher", "cross_entropy"]
 
 
 @dataclass(frozen=True)
-class BradleyTerry:
-    """P(d_1 ≻ d_2) = σ(β (R_1 − R_2)), R the sum of the true reward over the fragment (mathematics §8).
+class Teacher:
+    """Compares fragments by the true reward, with the weaknesses of people: BPref's simulated teachers (mathematics §8).
+
+    With R = Σ_h r(s_h, a_h) over a fragment of H steps and R̃ = Σ_h γ̃^{H−1−h} r(s_h, a_h), what is remembered of it:
+
+    1. a query is skipped, y = NaN, where both R are below ``skip_below``;
+    2. else the two count as equal, y = ½, where their R differ by less than ``equal_within``;
+    3. else the first is preferred, y = 1, with probability σ(β(R̃_1 − R̃_2)), and the second, y = 0, otherwise;
+    4. with probability ε such an answer is turned round.
+
+    Source: Lee, Smith, Dragan, Abbeel, "B-Pref: Benchmarking Preference-Based Reinforcement Learning", NeurIPS 2021, with the order of
+    the steps in its released code; there a perfectly rational teacher prefers the second of two that are the same to it, here y = ½.
 
     Args:
         rationality: β ≥ 0 per unit of reward; infinity never errs, 0 flips a coin.
+        discount: γ̃ in (0, 1]; below 1 the teacher is myopic: the end of a fragment weighs more than its beginning.
+        mistake: ε in [0, ½].
+        skip_below: in units of R, of either sign as true rewards are; −infinity skips nothing.
+        equal_within: in units of R, 0 or more.
 
     Raises:
-        InvalidProblem: β is negative or NaN.
+        InvalidProblem: a number that is out of range.
     """
 
     rationality: float = 1.0
+    _: KW_ONLY
+    discount: float = 1.0
+    mistake: float = 0.0
+    skip_below: float = -inf
+    equal_within: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.rationality >= 0.0:
             raise InvalidProblem(f"rationality is {self.rationality}: it must be 0 (a coin) or more, float('inf') never errs")
+        if not 0.0 < self.discount <= 1.0:
+            raise InvalidProblem(f"discount is {self.discount}: the teacher's must be in (0, 1], 1 remembers all of a fragment alike")
+        if not 0.0 <= self.mistake <= 0.5:
+            raise InvalidProblem(
+                f"mistake is {self.mistake}: it must be a probability of at most 1/2, beyond that labels mean the opposite"
+            )
+        if not (isfinite(self.skip_below) or self.skip_below == -inf):
+            raise InvalidProblem(f"skip_below is {self.skip_below}: it must be a return, or -float('inf') to skip nothing")
+        if not 0.0 <= self.equal_within < inf:
+            raise InvalidProblem(f"equal_within is {self.equal_within}: it must be a difference of returns, 0 or more and finite")
 
-    def probability(self, returns: Tensor) -> Tensor:
-        """P(d_1 ≻ d_2): true returns [..., 2] → [...]; ½ for equal ones."""
-        margin = returns[..., 0] - returns[..., 1]
-        if self.rationality == inf:
-            return 0.5 * (1.0 + margin.sign())
-        return torch.sigmoid(self.rationality * margin)
+    def weights(self, length: int) -> Tensor:
+        """What each step counts for in R and in R̃: [2, H] float64."""
+        ago = torch.arange(length - 1, -1, -1, dtype=torch.float64)
+        return torch.stack([torch.ones_like(ago), self.discount**ago])
 
-    def label(self, returns: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw y: true returns [M, 2] → [M], 1 where the first is preferred, 0 where the second is, ½ for a tie of the perfectly rational."""
-        probability = self.probability(returns)
-        if self.rationality == inf:
-            return probability
-        return torch.bernoulli(probability, generator=generator)
+    def mean(self, first: Tensor, second: Tensor) -> Tensor:
+        """E[y | y is no NaN], the probability that the first is preferred and half of that of a tie; NaN where the query is skipped.
+
+        A cross-entropy is linear in y, so this is all that its mean depends on.
+
+        Args:
+            first: [..., 2] R and R̃ of the first fragment.
+            second: [..., 2] those of the second.
+
+        Returns:
+            [...].
+        """
+        preferred = torch.where(self._equal(first, second), 0.5, self._preferred(first, second))
+        return torch.where(torch.maximum(first[..., 0], second[..., 0]) < self.skip_below, nan, preferred)
+
+    def label(self, rewards: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the answers.
+
+        Args:
+            rewards: [M, 2, H] the true reward of each step, 0 past the end of an episode.
+            generator: the source of one draw a query.
+
+        Returns:
+            [M] y in {0, ½, 1}, or NaN.
+        """
+        seen = (rewards.unsqueeze(-2) * self.weights(rewards.shape[-1]).to(rewards)).sum(-1)
+        first, second = seen.unbind(-2)
+        drawn = torch.bernoulli(self._preferred(first, second), generator=generator)
+        mean = self.mean(first, second)
+        return torch.where(self._equal(first, second) | mean.isnan(), mean, drawn)
+
+    def _preferred(self, first: Tensor, second: Tensor) -> Tensor:
+        margin = first[..., 1] - second[..., 1]
+        right = 0.5 * (1.0 + margin.sign()) if self.rationality == inf else torch.sigmoid(self.rationality * margin)
+        return self.mistake + (1.0 - 2.0 * self.mistake) * right
+
+    def _equal(self, first: Tensor, second: Tensor) -> Tensor:
+        margin, remembered = (first - second).unbind(-1)
+        equal = margin.abs() < self.equal_within
+        return equal | (remembered == 0.0) if self.rationality == inf else equal
+
+
+def BradleyTerry(rationality: float = 1.0) -> Teacher:
+    """The plain teacher: P(d_1 ≻ d_2) = σ(β (R_1 − R_2)), nothing is skipped.
+
+    Args:
+        rationality: β ≥ 0 per unit of reward; infinity never errs, 0 flips a coin.
+    """
+    return Teacher(rationality)
 
 
 def cross_entropy(logit: Tensor, outcome: Tensor) -> Tensor:

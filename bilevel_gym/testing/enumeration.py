@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_gym.objectives import fragments_of
 from bilevel_gym.types import Problem
 
 __all__ = ["enumerated_critic"]
@@ -25,7 +24,7 @@ def enumerated_critic(problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
     Raises:
         UnsupportedProblem: there are too many fragments.
     """
-    every = fragments_of(problem.world, x, problem.objective.length)
+    every = problem.objective.fragments(problem, x)
     law, chances = every.law(policy), every.probability(policy)
     loss = problem.objective.pair_losses(problem, x, every)
     mean = (loss @ law + law @ loss) / 2  # a fragment is the first of a pair as often as the second

@@ -49,6 +49,7 @@ __all__ = [
     "TabularReward",
     "TabularWorldLike",
     "Trajectory",
+    "TupleObjective",
     "UpperObjective",
     "World",
 ]
@@ -479,6 +480,29 @@ class SampledObjective(UpperObjective, Protocol):
 
     def loss(self, problem: Any, x: Tensor, fragments: Fragments) -> Tensor:
         """l of each tuple, differentiable in x, 0 where it was skipped: [M]."""
+        ...
+
+
+@runtime_checkable
+class TupleObjective(SampledObjective, Protocol):
+    """A sampled f whose tuples can be cut out of trajectories that somebody else has played, such as a follower in a game."""
+
+    @property
+    def per_tuple(self) -> int:
+        """I, fragments of a tuple, each of a trajectory of its own."""
+        ...
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the fragments are those of π, so that f depends on it."""
+        ...
+
+    def episode_steps(self, problem: Any) -> int:
+        """T, steps of a trajectory that a fragment is cut from."""
+        ...
+
+    def tuple_of(self, trajectories: Trajectory, generator: torch.Generator) -> Fragments:
+        """One tuple out of I trajectories [I, T], with its outcome: fields [1, I, H]."""
         ...
 
 

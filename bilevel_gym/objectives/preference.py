@@ -111,6 +111,11 @@ class PreferenceObjective:
         """Whether π chooses what is compared, so that f depends on it."""
         return self.reference is None
 
+    @property
+    def per_tuple(self) -> int:
+        """Fragments of a tuple: two are compared."""
+        return 2
+
     # ------------------------------------------------------------------------------------------ sampled
 
     def start(self) -> PreferenceMemory:
@@ -168,6 +173,18 @@ class PreferenceObjective:
         rewards = problem.reward.along(x, fragments.states, fragments.actions)
         returns: Tensor = (rewards * fragments.alive).sum(-1)
         return returns[..., 0] - returns[..., 1]
+
+    def episode_steps(self, problem: Problem) -> int:
+        """Steps of a trajectory that a fragment is cut from: H where it starts at the reset, T of an evaluation elsewhere."""
+        return self.length if self.cut == "start" else self._steps(problem)
+
+    def tuple_of(self, trajectories: Trajectory, generator: torch.Generator) -> Fragments:
+        """One labelled pair out of two trajectories [2, T] that somebody else has played: fields [1, 2, H].
+
+        Raises:
+            UnsupportedProblem: they carry no true reward that the teacher could compare.
+        """
+        return self._cut(_with_truth(trajectories), 1, self.cut, generator).fragments
 
     # ------------------------------------------------------------------------------------------ exact
 
@@ -286,10 +303,7 @@ class PreferenceObjective:
 
 
 def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
-    played: Trajectory = world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator)
-    if played.rewards is None:
-        raise UnsupportedProblem(NO_TRUE_REWARD)
-    return played
+    return _with_truth(world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator))
 
 
 def _refuse_contexts(problem: Problem) -> None:
@@ -306,6 +320,12 @@ def _accuracy(logit: Tensor, outcome: Tensor) -> float:
         return 0.5
     agreement = logit.sign() * (outcome - 0.5).sign()  # 1 where the order is right, 0 where r_x knows of none
     return float((0.5 + 0.5 * agreement)[decided].mean())
+
+
+def _with_truth(played: Trajectory) -> Trajectory:
+    if played.rewards is None:
+        raise UnsupportedProblem(NO_TRUE_REWARD)
+    return played
 
 
 def _total(trajectories: Trajectory) -> Tensor:

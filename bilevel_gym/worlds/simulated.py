@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -34,14 +35,15 @@ class SimulatedWorld:
     _actions: BoxActions | Choices
     _pool: dict[int, VectorEnv]
 
-    def open(self, num_envs: int, seed: int) -> Simulation:
+    def open(self, num_envs: int, seed: int, *, render_mode: str | None = None) -> Simulation:
         """Open live copies of one's own, each at the start of an episode.
 
         Args:
             num_envs: N.
             seed: of the resets; the same seed and actions give the same episodes.
+            render_mode: how ``simulation.env.render()`` draws the copies, which then are stepped in turn; None does not draw.
         """
-        simulation = Simulation(self._vector(num_envs), torch.device(self.device))
+        simulation = Simulation(self._drawn(num_envs, render_mode) if render_mode else self._vector(num_envs), torch.device(self.device))
         simulation.reset(seed)
         return simulation
 
@@ -136,6 +138,10 @@ class SimulatedWorld:
             raise RuntimeError(f"{self._name} cannot be rendered here ({error}); {cure}") from error
         finally:
             env.close()
+
+    def _drawn(self, num_envs: int, render_mode: str) -> VectorEnv:
+        make = partial(self._make, render_mode=render_mode)
+        return gym.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
     def _vector(self, num_envs: int) -> VectorEnv:
         raise NotImplementedError

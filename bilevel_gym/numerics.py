@@ -57,8 +57,15 @@ Transitions = Tensor | SparseTransition
 
 
 def as_table(values: ArrayLike, device: str | torch.device) -> Tensor:
-    """A float64 tensor of a person's numbers: tabular work needs that precision, at τ = .001 and γ = .99 logits reach 1e5."""
-    raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
+    """A float64 tensor of a person's numbers: tabular work needs that precision, at τ = .001 and γ = .99 logits reach 1e5.
+
+    Raises:
+        InvalidProblem: they are no array of numbers.
+    """
+    try:
+        raw = values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InvalidProblem(f"{str(values)[:80]} cannot be read as an array of numbers ({error}): give rows of one length") from error
     return raw.to(device=device, dtype=torch.float64)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import MDP, Domain, LowerFunction, Regularizer, RewardModel, UpperObjective, World
 
 __all__ = ["BilevelProblem", "ConvexProblem", "stack"]
@@ -33,6 +33,8 @@ class BilevelProblem:
     reward: RewardModel
     regularizer: Regularizer
     objective: UpperObjective
+    batch: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
+    """B, the leading axes of the tables of world and reward; () for one problem, and where x alone has them."""
 
     def __post_init__(self) -> None:
         if not self.tabular:
@@ -49,6 +51,14 @@ class BilevelProblem:
             raise InvalidProblem(
                 f"the reward is a table [S, A] = {list(table.shape[-2:])}, the world has {list(expected)}: build both for the same states and actions"
             )
+        axes = table.shape[:-2], self.world.start.shape[:-1]  # type: ignore[attr-defined]
+        try:
+            common = torch.broadcast_shapes(*axes)
+        except RuntimeError as error:
+            raise InvalidProblem(
+                f"the reward has the leading axes {list(axes[0])}, the world {list(axes[1])}: build both for the same problems of a batch"
+            ) from error
+        object.__setattr__(self, "batch", tuple(common if weights is None else common[:-1]))
         self.regularizer.policy(torch.zeros(*self.world.start.shape, expected[1], dtype=table.dtype, device=table.device))  # type: ignore[attr-defined]
 
     @property
@@ -76,11 +86,15 @@ class BilevelProblem:
 
         Raises:
             UnsupportedProblem: the problem is not tabular.
+            InvalidAction: x is of another dimension, or of another batch than the tables.
         """
         if not self.tabular:
             raise UnsupportedProblem(
                 "the world is not a table, so M_τ(x) cannot be written down: give BilevelProblem a worlds.TabularWorld and a reward table"
             )
+        axes = x.shape[:-1]
+        if x.shape[-1:] != (self.dimension,) or (axes and self.batch and axes[-len(self.batch) :] != self.batch):
+            raise InvalidAction(f"x has shape {tuple(x.shape)}: it must be {[*self.batch, self.dimension]}, D numbers for each problem")
         world, reward, lifted = self.world, self.reward, self.lift(x)
         return MDP(reward.at(lifted), world.transition_at(lifted), world.start, world.discount, self.regularizer)  # type: ignore[attr-defined]
 

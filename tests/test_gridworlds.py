@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
+from bilevel_gym.envs.robot_navigation import robot_navigation
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.worlds import FOUR_ROOMS, Grid, GridWorld, chain, four_rooms, from_gymnasium, open_grid
 
@@ -103,6 +104,14 @@ def test_open_grid_connects_two_corners():
         (lambda: GridWorld(["S.G"], 0.9, slip=1.5), "slip is 1.5"),
         (lambda: GridWorld(["S.G"], 0.9, scatter=-0.1), "scatter is -0.1"),
         (lambda: GridWorld(["S.G"], 0.9, slip=0.1, directions=[(0, 1)]), "only one"),
+        (lambda: GridWorld(["S#G"], 0.9), r"no way leads from the start \(0, 0\) to a goal"),
+        (lambda: GridWorld(["S.G#S"], 0.9), r"no way leads from the start \(0, 4\) to a goal"),
+        (lambda: GridWorld(["S.G#G"], 0.9), r"no way leads from any start to the goal \(0, 4\)"),
+        (lambda: GridWorld(["S.GG"], 0.9), r"no way leads from any start to the goal \(0, 3\)"),
+        (lambda: GridWorld(["..G#."], 0.9, start=None), r"no way leads from the start \(0, 4\) to a goal"),
+        (lambda: GridWorld(["1.S#2"], 0.9, goals=("1", "2")), r"no way leads from the start \(0, 2\) to a goal"),
+        (lambda: GridWorld(["S.G"], 0.9, directions=[(0, -1)]), "no way leads"),
+        (lambda: robot_navigation(terrain=["S#G", ".#."]), "no way leads"),
         (lambda: chain(2, 0.9), "length is 2"),
         (lambda: open_grid(1), "side is 1"),
     ],
@@ -111,6 +120,14 @@ def test_bad_maps_are_refused(make, words):
     """A map or probability that makes no sense must be refused with the cure, not become an odd world."""
     with pytest.raises(InvalidProblem, match=words):
         make()
+
+
+def test_maps_on_which_all_is_well():
+    """A cell that leads nowhere is no error where nobody starts in it, and a scattered follower needs no way."""
+    assert GridWorld(["S.G#."], 0.9).states == 4
+    assert GridWorld(["S#G"], 0.9, scatter=0.1).states == 2
+    assert GridWorld(["S#."], 0.9, goals="").states == 2
+    assert GridWorld(["G"], 0.9, start="G").states == 1
 
 
 @pytest.mark.parametrize(

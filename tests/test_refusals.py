@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from bilevel_gym import BilevelEnv, BilevelProblem
+from bilevel_gym import BilevelEnv, BilevelProblem, agents
+from bilevel_gym.agents import HypergradientAgent
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.envs import BilevelVectorEnv
-from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
-from bilevel_gym.hypergradients import AdvantageWeighted, Exact, ExactRiccati, Momentum, RandomizedTruncation, ScoreFunction
+from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
+from bilevel_gym.hypergradients import (
+    AdvantageWeighted,
+    Exact,
+    ExactRiccati,
+    GivenCritic,
+    Momentum,
+    Penalty,
+    RandomizedTruncation,
+    RidgeCritic,
+    ScoreFunction,
+    SecondOrder,
+    TableCritic,
+)
 from bilevel_gym.objectives import DemonstrationLikelihood, PreferenceObjective, QuadraticObjective, ReturnObjective
-from bilevel_gym.regularizers import Tsallis
+from bilevel_gym.regularizers import Shannon, Tsallis
 from bilevel_gym.rewards import FunctionReward, LinearReward, QuadraticReward
 from bilevel_gym.solvers import Riccati, SoftPolicyIteration, SoftValueIteration
+from bilevel_gym.testing import check_hypergradient
+from bilevel_gym.worlds import TabularWorld
 from tests import problems
 
 
@@ -140,3 +157,111 @@ def test_hpgd_needs_a_table():
     other = replace(problem, objective=ReturnObjective(np.ones((2, 2))))
     for variant in ("oracle", "sampled", "model_free"):
         assert "transition probabilities" in AdvantageWeighted(variant).supports(other)
+
+
+def test_tables_of_a_world_fit_together():
+    """Each mismatch of leading axes is refused with the shapes, instead of being broadcast into another problem."""
+    rng = np.random.default_rng(0)
+    transition, start = problems.rows(rng, 3, 4, 2, 4), problems.rows(rng, 3, 4)
+    weights = [0.2, 0.3, 0.5]
+    with pytest.raises(InvalidProblem, match=r"transition has the leading axes \(3,\) and start \(2,\)"):
+        TabularWorld(transition, start[:2], 0.9)
+    for shape, options in (((2, 4, 2), {}), ((4, 3), {}), ((3, 4), {}), ((5, 3, 4, 2), {}), ((2, 4, 2), {"context_weights": weights})):
+        with pytest.raises(InvalidProblem, match=rf"true_reward has shape {re.escape(str(shape))}: it must be \[3, 4, 2\], or"):
+            TabularWorld(transition, start, 0.9, true_reward=np.ones(shape), **options)
+    with pytest.raises(InvalidProblem, match=r"true_reward has shape \(1, 4, 2\): it must be \[4, 2\]"):
+        TabularWorld(transition[0], start[0], 0.9, true_reward=np.ones((1, 4, 2)))
+    for shape in ((4, 2), (1, 4, 2), (3, 4, 2)):
+        assert TabularWorld(transition, start[0], 0.9, true_reward=np.ones(shape)).start.shape == (3, 4)
+
+
+def test_a_batch_of_rewards_fits_the_world():
+    """Three worlds and two rewards are no batch; a single environment is no batch at all, wherever the batch hides."""
+    rng = np.random.default_rng(0)
+    transition, start = problems.rows(rng, 3, 4, 2, 4), problems.rows(rng, 3, 4)
+    worlds, world = TabularWorld(transition, start, 0.9), TabularWorld(transition[0], start[0], 0.9)
+    two, three = (LinearReward(rng.standard_normal((count, 4, 2, 5))) for count in (2, 3))
+
+    def problem(world, reward, objective=None):
+        return BilevelProblem(world, reward, Shannon(1.0), objective or QuadraticObjective())
+
+    with pytest.raises(InvalidProblem, match=r"the reward has the leading axes \[2\], the world \[3\]"):
+        problem(worlds, two)
+    batch = problem(worlds, three)
+    assert batch.batch == problem(world, three).batch == (3,)
+    assert problem(world, LinearReward(rng.standard_normal((4, 2, 5)))).batch == ()
+    assert problems.contexts(0).batch == ()
+    for shape in ((5, 5), (4,), (2, 3, 4)):
+        with pytest.raises(InvalidAction, match=re.escape(f"x has shape {shape}: it must be [3, 5]")):
+            SoftPolicyIteration().solve(batch, torch.zeros(shape, dtype=torch.float64))
+    assert SoftPolicyIteration().solve(batch, torch.zeros(2, 3, 5, dtype=torch.float64)).policy.shape == (2, 3, 4, 2)
+    for many in (batch, problem(world, three)):
+        with pytest.raises(InvalidProblem, match="a batch of problems"):
+            BilevelEnv(many, SoftPolicyIteration())
+    env = BilevelEnv(
+        problem(world, LinearReward(rng.standard_normal((4, 2, 5))), ReturnObjective(np.ones((3, 4, 2)))), SoftPolicyIteration()
+    )
+    with pytest.raises(InvalidProblem, match=r"the objective has shape \(3,\) for x \(5,\)"):
+        env.reset(seed=0)
+
+
+def test_ends_that_are_never_reached():
+    """A follower that starts where no end can be reached plays for ever: a mistake in the table, and on a map one of the marks."""
+    transition = np.eye(3)[:, None].repeat(2, 1)
+    transition[2] = 0.0
+    ends = np.zeros((3, 2))
+    ends[2] = 1.0
+    with pytest.raises(InvalidProblem, match="in no state that is reached"):
+        TabularWorld(transition, [0.5, 0.5, 0.0], 0.9, ends)
+    assert TabularWorld(transition, [0.5, 0.0, 0.5], 0.9, ends).states == 3  # some episodes end
+    with pytest.raises(InvalidProblem, match="in no state that is reached"):
+        TabularWorld(transition[None], [[0.5, 0.0, 0.5], [1.0, 0.0, 0.0]], 0.9, ends[None], context_weights=[0.5, 0.5])
+    transition[0, 1] = [0.0, 1.0, 0.0]
+    transition[1, 0] = [0.0, 0.0, 1.0]
+    assert TabularWorld(transition, [1.0, 0.0, 0.0], 0.9, ends).states == 3  # one action each leads on
+    assert TabularWorld(np.eye(2)[:, None], [1.0, 0.0], 0.9).states == 2  # nothing ever ends
+
+
+@pytest.mark.parametrize(
+    "initial",
+    [[7.0, 2.0], [[0.0] * 4] * 3, [[0.0], [0.0, 1.0]], "ones", [float("nan")] * 4, np.zeros((1, 1, 4)), {"w": 1}],
+    ids=["short", "batch", "ragged", "text", "nan", "axes", "dictionary"],
+)
+def test_arrays_of_estimators(initial):
+    """A w_0 or a ν of another shape, or none at all, is refused by name, and the environment stands where it stood."""
+    env = gym.make("bilevel/RandomMDP-v0", states=4, actions=2, dimension=3)
+    env.reset(seed=0)
+    x = env.unwrapped.x.clone()
+    with pytest.raises(InvalidProblem, match=r"initial has shape|cannot be read as an array of numbers"):
+        agents.m_sobirl(env, initial=initial).learn(1)
+    for estimator in (SecondOrder(distribution=initial), Penalty(distribution=initial)):
+        with pytest.raises(InvalidProblem, match=r"distribution|cannot be read as an array of numbers"):
+            HypergradientAgent(env, estimator, partial(GradientDescent, lr=0.1)).learn(1)
+    assert torch.equal(env.unwrapped.x, x)
+
+
+def test_a_w0_for_each_member():
+    """[S] is shared by a batch, [N, S] is one for each member, and another N is refused."""
+    envs = gym.make_vec("bilevel/RandomMDP-v0", num_envs=2, states=4, actions=2, dimension=3)
+    for initial in (np.ones(4), np.ones((2, 4))):
+        envs.reset(seed=0)
+        assert agents.m_sobirl(envs, initial=initial).learn(1).x.shape == (2, 3)
+    with pytest.raises(InvalidProblem, match=r"initial has shape \(3, 4\): w is \[2, 4\] here"):
+        agents.m_sobirl(envs, initial=np.ones((3, 4))).learn(1)
+
+
+def test_tables_of_critics_and_references():
+    """A table of L or a reference policy for other states would be looked up in the wrong places, or out of it."""
+    problem = problems.preference(0)
+    estimator = ScoreFunction("critic", critic=GivenCritic(torch.zeros(2, 2)))
+    with pytest.raises(InvalidProblem, match=r"table of L has shape \(2, 2\): it must be \[S, A\] = \[3, 2\]"):
+        check_hypergradient(problem, problems.point(problem, 0), estimator)
+    other = replace(problem, objective=replace(problem.objective, reference=[[0.5, 0.5]]))
+    assert "reference has shape (1, 2): it must be [S, A] = [3, 2]" in Exact().supports(other)
+    with pytest.raises(UnsupportedProblem, match="reference has shape"):
+        BilevelEnv(other, SoftPolicyIteration()).reset(seed=0)
+    elsewhere = replace(problems.returns(0, contexts=False), objective=ReturnObjective(np.ones((3, 2)), world=problem.world))
+    assert "M̄ has [C, S, A] = [1, 3, 2]" in Exact().supports(elsewhere)
+    for make in (lambda: TableCritic(0.0), lambda: RidgeCritic(0), lambda: RidgeCritic(penalties=())):
+        with pytest.raises(InvalidProblem):
+            make()

@@ -67,7 +67,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.draw = problem if callable(problem) else None
         self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
         self.problem = problem(np.random.default_rng(0)) if callable(problem) else problem
-        if self.problem.tabular and _is_batch(self.problem.world):
+        if getattr(self.problem, "batch", ()):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
             )
@@ -260,7 +260,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         """Evaluate, and take all of it at once: x, response, memory and counters change together or not at all."""
         with torch.no_grad():
             evaluation, memory = self.problem.objective.evaluate(self.problem, x, response, self._memory, self._generator)
-        refuse_not_finite(evaluation)
+        check_evaluation(evaluation, x)
         self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory
         self.counters.lower_step += response.steps
         self.counters.env_steps += response.env_steps + evaluation.env_steps
@@ -279,17 +279,16 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         }
 
 
-def _is_batch(world: Any) -> bool:
-    """Whether the tables have axes before those of contexts and states."""
-    return bool(world.start.ndim > (1 if world.context_weights is None else 2))
-
-
-def refuse_not_finite(evaluation: Evaluation) -> None:
-    """An objective that is NaN or infinite ends here, before anything has changed.
+def check_evaluation(evaluation: Evaluation, x: Tensor) -> None:
+    """An objective that is NaN or infinite, or not one number for each x, ends here, before anything has changed.
 
     Raises:
         InvalidProblem: it is.
     """
+    if evaluation.value.shape != x.shape[:-1]:
+        raise InvalidProblem(
+            f"the objective has shape {tuple(evaluation.value.shape)} for x {tuple(x.shape)}: it must be {tuple(x.shape[:-1])}, one number for each x; are its tables those of a batch?"
+        )
     if not bool(evaluation.value.isfinite().all()):
         raise InvalidProblem("the objective is not finite: reward or transition at this x are not, or overflow; narrow the box of x")
 

@@ -12,6 +12,7 @@ from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import as_table
 from bilevel_gym.objectives import DemonstrationLikelihood
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
@@ -100,8 +101,9 @@ def _taught(world: TabularWorld, target: Sequence[int] | None) -> Tensor:
         assert world.true_reward is not None
         chosen = soft_optimal(world, Shannon(1e-3), -world.true_reward).argmax(-1)
     else:
-        chosen = torch.as_tensor(target, device=world.start.device)
-        if chosen.shape != (world.states,) or chosen.dtype != torch.int64 or not bool(((chosen >= 0) & (chosen < world.actions)).all()):
+        given = as_table(target, world.start.device)
+        chosen = given.long()
+        if chosen.shape != (world.states,) or not bool(((chosen >= 0) & (chosen < world.actions) & (chosen == given)).all()):
             raise InvalidProblem(f"target must be {world.states} actions, one a state, each from 0 to {world.actions - 1}")
         chosen = chosen.expand(world.start.shape)
     return torch.nn.functional.one_hot(chosen, world.actions).to(world.start.dtype)

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.envs.bilevel_env import BilevelEnv, generator_at, refuse_not_finite
+from bilevel_gym.envs.bilevel_env import BilevelEnv, check_evaluation, generator_at
 from bilevel_gym.envs.boundary import Observation, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
@@ -336,7 +336,7 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
                 evaluation = Evaluation(torch.stack([part.value for part in parts]))
             else:
                 evaluation, _ = objective.evaluate(self.problem, x, response, None, self._generators[0])
-        refuse_not_finite(evaluation)
+        check_evaluation(evaluation, x)
         self._x, self._response, self._evaluation, self._parts, self._memories = x, response, evaluation, parts, memories
         for i, counters in enumerate(self.counters):
             counters.lower_step += response.steps

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.types import Fragments, Problem
 
 __all__ = ["Critic", "GivenCritic", "RidgeCritic", "TableCritic"]
@@ -36,7 +37,14 @@ class GivenCritic:
     table: Tensor
 
     def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> Tensor:
-        """The table, whatever was seen."""
+        """The table, whatever was seen.
+
+        Raises:
+            InvalidProblem: it is not one of the world's states and actions.
+        """
+        sizes = (problem.world.states, problem.world.actions)
+        if self.table.shape != sizes:
+            raise InvalidProblem(f"the table of L has shape {tuple(self.table.shape)}: it must be [S, A] = {list(sizes)}")
         return self.table
 
     def evaluate(self, fitted: Tensor, states: Tensor, actions: Tensor) -> Tensor:
@@ -49,10 +57,17 @@ class TableCritic:
     """The mean of l over the visits of each (s, a), shrunk towards the overall mean as if by ``prior`` further visits.
 
     Args:
-        prior: visits that the overall mean counts for.
+        prior: visits that the overall mean counts for, above 0.
+
+    Raises:
+        InvalidProblem: a prior that is not positive.
     """
 
     prior: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.prior < float("inf"):
+            raise InvalidProblem(f"prior is {self.prior}: it must be positive and finite, or a cell without a visit has no mean")
 
     def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> Tensor:
         """[S, A]. Cost: O(MIH + SA)."""
@@ -91,11 +106,20 @@ class RidgeCritic:
         features: random features, half of the cost's exponent.
         penalties: the grid that is tried, relative to the mean eigenvalue.
 
+    Raises:
+        InvalidProblem: no feature, or penalties that are not positive.
+
     Cost: O(n·features² + features³), n steps.
     """
 
     features: int = 128
     penalties: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+
+    def __post_init__(self) -> None:
+        if self.features < 1 or not self.penalties or not min(self.penalties) > 0:
+            raise InvalidProblem(
+                f"features is {self.features} and penalties {self.penalties}: one feature and one positive penalty at least"
+            )
 
     def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> _Ridge:
         """Fit on four fifths of the tuples for each penalty, keep the one that predicts the last fifth best, and refit on all."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.fit import not_explicit, refusal
-from bilevel_gym.numerics import backup, expect_next, push_forward, staying
+from bilevel_gym.numerics import as_table, backup, expect_next, push_forward, staying
 from bilevel_gym.types import MDP, Evaluation, Hypergradient, Oracle, Problem, Response
 
 __all__ = ["Implicit"]
@@ -29,7 +29,7 @@ class Implicit:
 
     Args:
         step_size: ξ; None takes 1/(‖A‖₁‖A‖_∞) ≤ 1/‖A‖₂², which never diverges. A fixed ξ above 2/‖A‖₂² does.
-        initial: w_0, [S] or [B, S]; zeros by default (the authors draw it from a standard normal).
+        initial: w_0, [S] or of any shape that expands to the values', [B, S]; zeros by default (the authors draw a standard normal).
         adjoint_steps: gradient steps on w in each outer iteration; the paper takes one.
 
     Raises:
@@ -64,17 +64,27 @@ class Implicit:
         start: Tensor = oracle.problem.world.start
         if self.initial is None:
             return torch.zeros_like(start)
-        w = torch.as_tensor(self.initial, dtype=start.dtype, device=start.device).clone()
-        if w.shape[-1:] != start.shape[-1:]:
-            raise InvalidProblem(f"initial has shape {tuple(w.shape)}: w has one number for each state, [S] = [{start.shape[-1]}]")
+        w = as_table(self.initial, start.device).to(start.dtype).clone()
+        if w.shape[-1:] != start.shape[-1:] or not bool(w.isfinite().all()):
+            raise InvalidProblem(f"initial has shape {tuple(w.shape)}: w has one finite number for each state, [S] = [{start.shape[-1]}]")
         return w
 
     def __call__(
         self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: Tensor
     ) -> tuple[Hypergradient, Tensor]:
-        """∇̂φ(x_k, π_k, V_k, w_k), and w_k: x [B, D] → [B, D]."""
+        """∇̂φ(x_k, π_k, V_k, w_k), and w_k: x [B, D] → [B, D].
+
+        Raises:
+            InvalidProblem: w is of another batch than the values.
+        """
         problem = oracle.problem
         assert response.value is not None
+        try:
+            state = state.expand_as(response.value)
+        except RuntimeError as error:
+            raise InvalidProblem(
+                f"initial has shape {tuple(state.shape)}: w is {list(response.value.shape)} here, as the values are"
+            ) from error
         tau = problem.regularizer.temperature
         mdp = problem.at(x)
         direct, h = problem.objective.gradient(problem, x, response.policy)

@@ -7,12 +7,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from math import ceil, log
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
-from bilevel_gym.numerics import gradients
+from bilevel_gym.numerics import as_table, gradients
 from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
 from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
 from bilevel_gym.preferences import Cut, PreferenceBuffer, Teacher, cross_entropy, draw_places, gather
@@ -89,6 +90,8 @@ class PreferenceObjective:
             raise InvalidProblem(f"cut is {self.cut!r}: choose 'start' or 'anywhere'")
         if self.exact and self.cut != "start":
             raise InvalidProblem("exact values need fragments that start at the reset: choose cut='start'")
+        if isinstance(self.reference, list | tuple | np.ndarray):
+            object.__setattr__(self, "reference", as_table(self.reference, "cpu"))
         if isinstance(self.reference, Tensor):
             rows = self.reference.sum(-1)
             if not bool((self.reference >= 0).all()) or not bool(((rows - 1.0).abs() < 1e-8).all()):
@@ -131,7 +134,7 @@ class PreferenceObjective:
         Raises:
             UnsupportedProblem: the world has no true reward, so there is nothing that the teacher could compare, or there are contexts.
         """
-        _refuse_contexts(problem)
+        self._check(problem)
         world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
         held_out, spent = memory.held_out, 0
         if held_out is None and self.held_out_pairs:
@@ -225,7 +228,7 @@ class PreferenceObjective:
         Raises:
             UnsupportedProblem: there are contexts, the fragments are cut anywhere, there are too many of them, or more than one P.
         """
-        _refuse_contexts(problem)
+        self._check(problem)
         if self.cut != "start":
             raise UnsupportedProblem(
                 "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
@@ -261,6 +264,14 @@ class PreferenceObjective:
         return advantage if self.on_policy else torch.zeros_like(advantage), visits.sum(-1)
 
     # ------------------------------------------------------------------------------------------ parts
+
+    def _check(self, problem: Problem) -> None:
+        if getattr(problem.world, "context_weights", None) is not None:
+            raise UnsupportedProblem(
+                "there are several followers (contexts), and fragments do not say whose they are: take one follower, in a world of its own"
+            )
+        if isinstance(self.reference, Tensor) and problem.tabular and list(self.reference.shape) != problem.sizes[1:]:
+            raise UnsupportedProblem(f"reference has shape {tuple(self.reference.shape)}: it must be [S, A] = {problem.sizes[1:]}")
 
     def _steps(self, problem: Problem) -> int:
         if self.steps is not None:
@@ -304,13 +315,6 @@ class PreferenceObjective:
 
 def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
     return _with_truth(world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator))
-
-
-def _refuse_contexts(problem: Problem) -> None:
-    if getattr(problem.world, "context_weights", None) is not None:
-        raise UnsupportedProblem(
-            "there are several followers (contexts), and fragments do not say whose they are: take one follower, in a world of its own"
-        )
 
 
 def _accuracy(logit: Tensor, outcome: Tensor) -> float:

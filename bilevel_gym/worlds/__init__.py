@@ -3,12 +3,13 @@
 from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.worlds.atari import AtariWorld
 from bilevel_gym.worlds.atari_game import AtariGame
+from bilevel_gym.worlds.controlled import ControlledWorld
 from bilevel_gym.worlds.gridworlds import DIRECTIONS, FOUR_ROOMS, SIDEWAYS, Grid, GridWorld, chain, four_rooms, open_grid
 from bilevel_gym.worlds.linear_gaussian import LinearGaussianWorld
 from bilevel_gym.worlds.mujoco import mujoco_world
 from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, Transition
-from bilevel_gym.worlds.tabular import ControlledWorld, TabularWorld
+from bilevel_gym.worlds.tabular import TabularWorld
 from bilevel_gym.worlds.toy_text import from_gymnasium
 from bilevel_gym.worlds.vector import Endless, VectorWorld
 

@@ -11,6 +11,7 @@ import torch
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike
 from bilevel_gym.transitions import SparseTransition
+from bilevel_gym.worlds.checks import check_map
 from bilevel_gym.worlds.tabular import TabularWorld
 
 __all__ = ["DIRECTIONS", "FOUR_ROOMS", "SIDEWAYS", "Grid", "GridWorld", "chain", "four_rooms", "open_grid"]
@@ -131,7 +132,8 @@ class GridWorld(TabularWorld):
         device: where the tables live.
 
     Raises:
-        InvalidProblem: rows of different lengths, a mark that is not on the map, or a probability outside [0, 1].
+        InvalidProblem: rows of different lengths, a mark that is not on the map, a probability outside [0, 1], a start that leads to no
+            goal, or a goal that no start leads to.
     """
 
     def __init__(
@@ -156,6 +158,9 @@ class GridWorld(TabularWorld):
         for mark, reward in (rewards or {}).items():
             table[self.grid.marked(mark)] += reward
         begin = np.ones(states) if start is None else self.grid.marked(start).astype(np.float64)
+        if not scatter:
+            for goal in ends:
+                check_map(self.grid.moves, self.grid.cells, begin > 0, goal > 0)
         termination, true_reward = np.stack([ends, table + goal_reward * ends])[..., None].repeat(actions, -1)
         weights: ArrayLike | None = np.full(len(ends), 1.0 / len(ends)) if context_weights is None else context_weights
         if isinstance(goals, str):

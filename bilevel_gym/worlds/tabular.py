@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.numerics import ArrayLike, Transitions, as_table, dense, stack_functions, vjp
+from bilevel_gym.numerics import ArrayLike, Transitions, as_table, dense
 from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.types import Trajectory
+from bilevel_gym.worlds.checks import check_discount, check_rows, check_start, check_true_reward, check_ways, check_weights
 from bilevel_gym.worlds.playing import play, play_on
 
-__all__ = ["ControlledWorld", "TabularWorld"]
+__all__ = ["TabularWorld"]
 
 
 class TabularWorld:
@@ -34,7 +34,8 @@ class TabularWorld:
         device: where the tables live.
 
     Raises:
-        InvalidProblem: a shape does not fit, a probability is negative, a row with its termination does not sum to one, or γ ≥ 1.
+        InvalidProblem: a shape does not fit, a probability is negative, a row with its termination does not sum to one, γ ≥ 1, or episodes
+            can end, but in no state that is reached from where they start.
     """
 
     depends_on_x = False
@@ -54,18 +55,16 @@ class TabularWorld:
         self.transition = _stored(transition, sparse, device)
         weights = self.transition.probability if isinstance(self.transition, SparseTransition) else self.transition
         ends = torch.zeros_like(weights[..., 0]) if termination is None else as_table(termination, device)
-        _check_rows(weights, ends)
+        check_rows(weights, ends)
         self.termination = ends
-        self.context_weights = None if context_weights is None else _check_weights(as_table(context_weights, device))
-        self.start = _check_start(self._per_context(as_table(start, device)), self.states)
-        self.discount = _check_discount(discount)
+        self.context_weights = None if context_weights is None else check_weights(as_table(context_weights, device))
+        self.start = check_start(self._per_context(as_table(start, device)), weights.shape[:-3], self.states)
+        if not self.depends_on_x:
+            check_ways(self.transition, ends, self.start)
+        self.discount = check_discount(discount)
         self.true_reward = None if true_reward is None else as_table(true_reward, device)
-        if self.true_reward is not None and not bool(self.true_reward.isfinite().all()):
-            raise InvalidProblem("true_reward must be finite: there is a NaN or an infinity in it")
-        if self.true_reward is not None and self.true_reward.shape[-2:] != (self.states, self.actions):
-            raise InvalidProblem(
-                f"true_reward has shape {tuple(self.true_reward.shape)}: it must end with [S, A] = [{self.states}, {self.actions}]"
-            )
+        if self.true_reward is not None:
+            check_true_reward(self.true_reward, self.start, self.actions)
 
     @classmethod
     def stack(cls, worlds: Sequence[TabularWorld]) -> TabularWorld:
@@ -77,7 +76,7 @@ class TabularWorld:
         first = worlds[0]
         for world in worlds:
             same = world.transition.shape == first.transition.shape and world.discount == first.discount and not world.depends_on_x
-            if not same or _followers(world) != _followers(first):
+            if not same or world.followers != first.followers:
                 raise InvalidProblem(
                     "worlds are stacked where they have one size, one discount and the same contexts, and P does not depend on x: make them alike, or use vectorization_mode='sync'"
                 )
@@ -104,6 +103,11 @@ class TabularWorld:
     def actions(self) -> int:
         """A."""
         return self.transition.shape[-2]
+
+    @property
+    def followers(self) -> list[float] | None:
+        """The weights of the contexts as numbers, None where there is one follower."""
+        return None if self.context_weights is None else self.context_weights.tolist()
 
     def transition_at(self, x: Tensor) -> Transitions:
         """P, whatever x is: [B, S, A, S]."""
@@ -172,125 +176,6 @@ class TabularWorld:
         return torch.softmax(2.0 * logits, -1)
 
 
-class ControlledWorld(TabularWorld):
-    """A finite world whose P is a differentiable function of x, such as a leader's mixed action (mathematics §1).
-
-    Args:
-        kernel: x [B, D] → P(x) [B, S, A, S], written in torch; rows may sum to less than one, the rest ends the episode. With
-            contexts x is [B, 1, D] and P(x) [B, C, S, A, S].
-        example: an x [D] at which P is checked.
-        start: [S], ρ.
-        discount: γ in [0, 1).
-
-    Raises:
-        InvalidProblem: as for ``TabularWorld``, at ``example``.
-    """
-
-    depends_on_x = True
-
-    def __init__(
-        self,
-        kernel: Callable[[Tensor], Tensor],
-        example: ArrayLike,
-        start: ArrayLike,
-        discount: float,
-        *,
-        true_reward: ArrayLike | None = None,
-        context_weights: ArrayLike | None = None,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.kernel = kernel
-        self.example = seen = as_table(example, device)
-        transition = kernel(seen if context_weights is None else seen.unsqueeze(-2)).detach()
-        super().__init__(
-            transition,
-            start,
-            discount,
-            1.0 - transition.sum(-1),
-            true_reward=true_reward,
-            context_weights=context_weights,
-            sparse=False,
-            device=device,
-        )
-
-    @classmethod
-    def stack(cls, worlds: Sequence[ControlledWorld]) -> ControlledWorld:  # type: ignore[override]
-        """Worlds of one size as a batch: one kernel for all.
-
-        Raises:
-            InvalidProblem: their discounts or contexts differ.
-            UnsupportedProblem: their kernels cannot be stacked.
-        """
-        first = worlds[0]
-        if any(world.discount != first.discount or _followers(world) != _followers(first) for world in worlds):
-            raise InvalidProblem("worlds are stacked where they have one discount and the same contexts: make them alike")
-        rewards = [world.true_reward for world in worlds if world.true_reward is not None]
-        return cls(
-            stack_functions([world.kernel for world in worlds]),
-            first.example,
-            torch.stack([world.start for world in worlds]),
-            first.discount,
-            true_reward=torch.stack(rewards) if rewards else None,
-            context_weights=first.context_weights,
-            device=first.start.device,
-        )
-
-    def transition_at(self, x: Tensor) -> Tensor:
-        """P(x): [B, D] → [B, S, A, S].
-
-        Raises:
-            InvalidProblem: at this x some probability is negative or not finite, or a row exceeds one.
-        """
-        transition = self.kernel(x)
-        if not bool((transition >= 0).all() & (transition.sum(-1) <= 1.0 + 1e-8).all()):
-            raise InvalidProblem(
-                "the kernel gives no probabilities at this x: bound x, or write the kernel so that rows stay distributions, e.g. with softmax"
-            )
-        return transition
-
-    def transition_vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
-        """(∂P(x)/∂x)ᵀ cotangent, by one backward pass: [B, S, A, S] → [B, D]."""
-        return vjp(self.kernel, x, cotangent)
-
-    def at(self, x: Tensor) -> TabularWorld:
-        """The world that x makes, which can be played: x [D]."""
-        transition = self.transition_at(x if self.context_weights is None else x.unsqueeze(-2)).detach()
-        return TabularWorld(
-            transition,
-            self.start,
-            self.discount,
-            1.0 - transition.sum(-1),
-            true_reward=self.true_reward,
-            context_weights=self.context_weights,
-            device=self.start.device,
-        )
-
-    def rollout(self, policy: Tensor, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
-        """Refused: a rollout needs an x.
-
-        Raises:
-            InvalidProblem: always.
-        """
-        raise InvalidProblem("P depends on x here, so a rollout is not defined by the policy alone: play world.at(x)")
-
-    def branch(
-        self,
-        policy: Tensor,
-        states: Tensor,
-        *,
-        steps: Tensor,
-        generator: torch.Generator,
-        actions: Tensor | None = None,
-        contexts: Tensor | None = None,
-    ) -> Trajectory:
-        """Refused, as ``rollout`` is.
-
-        Raises:
-            InvalidProblem: always.
-        """
-        return self.rollout(policy, trajectories=len(states), steps=0, generator=generator)
-
-
 def _stacked(transitions: Sequence[Transitions]) -> Transitions:
     """P of many worlds with a leading axis B: as lists of successors where all of them have the same."""
     sparse = [found for found in transitions if isinstance(found, SparseTransition)]
@@ -313,46 +198,3 @@ def _stored(transition: ArrayLike | SparseTransition, sparse: bool | None, devic
         return table
     found = SparseTransition.from_dense(table)
     return found if sparse or found.narrow else table
-
-
-def _check_rows(transition: Tensor, termination: Tensor) -> None:
-    if termination.shape != transition.shape[:-1]:
-        raise InvalidProblem(
-            f"termination has shape {tuple(termination.shape)}: it must be {tuple(transition.shape[:-1])}, one number for each state and action"
-        )
-    finite = bool(transition.isfinite().all()) and bool(termination.isfinite().all())
-    if not finite or bool((transition < 0).any()) or bool((termination < -1e-12).any()):
-        raise InvalidProblem("transition and termination must be probabilities: some are negative or not finite")
-    total = transition.sum(-1) + termination
-    worst = int((total - 1.0).abs().argmax())
-    if abs(float(total.flatten()[worst]) - 1.0) > 1e-8:
-        index = tuple(int(i) for i in np.unravel_index(worst, tuple(total.shape)))
-        raise InvalidProblem(
-            f"transition rows must sum to one together with termination: at (s, a) = {index} the sum is {float(total.flatten()[worst]):.6g}; normalise the row, or give the missing mass as termination"
-        )
-
-
-def _check_start(start: Tensor, states: int) -> Tensor:
-    if start.shape[-1:] != (states,):
-        raise InvalidProblem(f"start has shape {tuple(start.shape)}: it must end with [S] = [{states}]")
-    if bool((start < 0).any()) or not bool(((start.sum(-1) - 1.0).abs() < 1e-8).all()):
-        raise InvalidProblem("start must be a distribution over states: non-negative, with sum one")
-    return start
-
-
-def _check_weights(weights: Tensor) -> Tensor:
-    if weights.ndim != 1 or not len(weights) or not bool((weights > 0).all()) or not abs(float(weights.sum()) - 1.0) < 1e-8:
-        raise InvalidProblem(
-            "context_weights must be [C] positive numbers with sum one, such as [0.5, 0.5]: leave a follower of weight 0 out"
-        )
-    return weights
-
-
-def _followers(world: TabularWorld) -> list[float] | None:
-    return None if world.context_weights is None else world.context_weights.tolist()
-
-
-def _check_discount(discount: float) -> float:
-    if not 0.0 <= discount < 1.0:
-        raise InvalidProblem(f"discount is {discount}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")
-    return float(discount)

@@ -161,5 +161,5 @@ def test_contexts_of_another_world_must_be_the_followers():
     several = TabularWorld(problems.rows(rng, 3, 7, 3, 7), problems.rows(rng, 7), 0.9, context_weights=[0.2, 0.3, 0.5])
     one = problems.linear(0)
     problem = BilevelProblem(one.world, LinearReward(np.zeros((7, 3, 2))), Shannon(1.0), ReturnObjective(np.ones((7, 3)), world=several))
-    with pytest.raises(UnsupportedProblem, match="several contexts"):
+    with pytest.raises(UnsupportedProblem, match=r"M̄ has \[C, S, A\] = \[3, 7, 3\]"):
         problem.objective.value(problem, torch.zeros(2, dtype=torch.float64), torch.full((7, 3), 1 / 3, dtype=torch.float64))

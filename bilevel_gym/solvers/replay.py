@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     states: Tensor
     """[n, observation] s."""
     actions: Tensor
-    """[n, action] a, in the environment's units."""
+    """[n, action] a, in the environment's units; [n] int64 where actions are numbers."""
     following: Tensor
     """[n, observation] s', the last observation of an episode where it ended."""
     terminated: Tensor
@@ -37,7 +37,7 @@ class Replay:
 
     Args:
         observation_size: numbers in an observation.
-        action_size: numbers in an action.
+        action_size: numbers in an action; None where actions are numbers themselves, one of finitely many.
         capacity: transitions kept; the oldest are overwritten.
         device: where they live.
 
@@ -46,7 +46,7 @@ class Replay:
     """
 
     observation_size: int
-    action_size: int
+    action_size: int | None
     capacity: int
     device: str | torch.device = "cpu"
     rows: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -58,24 +58,29 @@ class Replay:
         if self.capacity < 1:
             raise InvalidProblem(f"the capacity of a replay is {self.capacity}: it must be positive")
         if self.rows.ndim != 2:
-            width = 2 * self.observation_size + self.action_size + 2
+            width = 2 * self.observation_size + self._columns + 2
             self.rows = torch.zeros(min(self.capacity, 4096), width, device=self.device)
 
     def __len__(self) -> int:
         """Transitions that can be drawn."""
         return min(self.written, self.capacity)
 
+    @property
+    def _columns(self) -> int:
+        """Of an action in a row; a number of up to 2²⁴ actions is exact in float32."""
+        return 1 if self.action_size is None else self.action_size
+
     def add(self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor) -> None:
         """Append N transitions, the oldest making room.
 
         Args:
             states: [N, observation].
-            actions: [N, action], in the environment's units.
+            actions: [N, action], in the environment's units; [N] int64 where actions are numbers.
             following: [N, observation], the last observation where the episode ended.
             terminated: [N], true where ``following`` is an end (not where it was only truncated).
             rewards: [N], true rewards.
         """
-        columns = (states, actions, following, terminated[:, None].to(states.dtype), rewards[:, None])
+        columns = (states, actions.view(len(states), -1).to(states.dtype), following, terminated[:, None].to(states.dtype), rewards[:, None])
         count, kept = len(states), min(len(states), self.capacity)
         self._reserve(min(self.capacity, self.written + count))
         first = (self.written + count - kept) % self.capacity
@@ -102,8 +107,8 @@ class Replay:
     def at(self, index: Tensor) -> Batch:
         """The transitions in given rows: [n] → fields [n, ...]."""
         rows = self.rows.index_select(0, index)
-        states, actions, following, ends = rows.split([self.observation_size, self.action_size, self.observation_size, 2], -1)
-        return Batch(states, actions, following, ends[:, 0], ends[:, 1])
+        states, actions, following, ends = rows.split([self.observation_size, self._columns, self.observation_size, 2], -1)
+        return Batch(states, actions[:, 0].long() if self.action_size is None else actions, following, ends[:, 0], ends[:, 1])
 
     def copy(self) -> Replay:
         """Another replay with the same transitions, with no unused rows."""

@@ -1,0 +1,177 @@
+"""What the updates of all soft actor-critics share: networks as flat tensors, Adam, the targets, the temperature."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from math import log
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from bilevel_gym.solvers.architectures import Architecture
+
+__all__ = ["ActorCritic", "Learner", "Rates", "Setting"]
+
+Labelled = TypeVar("Labelled")
+Drawn = TypeVar("Drawn")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an update must know of a problem."""
+
+    discount: float
+    """γ."""
+    temperature: float
+    """τ, or what it starts from where it is tuned."""
+    actor: Architecture
+    """The network of π."""
+    critic: Architecture
+    """The network of Q; there are two of them."""
+    entropy: float | None = None
+    """H̄, in nats, which τ is tuned towards; None keeps τ fixed."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How far an update moves."""
+
+    learning_rate: float = 3e-4
+    """Of Adam, for all that learns."""
+    adam_epsilon: float = 1e-8
+    """Adam's ε."""
+    polyak: float = 0.005
+    """How far the target critics move towards the critics."""
+    target_every: int = 1
+    """Updates from one such move to the next."""
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """The networks of a soft actor-critic with Adam's memory: flat tensors, which an update changes in place."""
+
+    actor: Tensor
+    """[P]."""
+    critic: Tensor
+    """[2Q] both critics, side by side in each layer."""
+    target: Tensor
+    """[2Q] the critics' slowly following copy."""
+    actor_moments: Tensor
+    """[2, P] Adam's running means of g and g²."""
+    critic_moments: Tensor
+    """[2, 2Q]."""
+    log_temperature: Tensor
+    """[1] log τ; of use only where τ is tuned."""
+    temperature_moments: Tensor
+    """[2, 1]."""
+    clocks: Tensor
+    """[3] Adam's steps, of actor, critics and temperature."""
+
+    @classmethod
+    def initial(cls, setting: Setting, generator: torch.Generator, device: torch.device) -> ActorCritic:
+        """Fresh networks."""
+        actor, critic = setting.actor.initial(1, generator, device), setting.critic.initial(2, generator, device)
+        moments = (actor.new_zeros(2, actor.numel()), critic.new_zeros(2, critic.numel()))
+        temperature = actor.new_full((1,), log(setting.temperature))
+        return cls(actor, critic, critic.clone(), *moments, temperature, actor.new_zeros(2, 1), actor.new_zeros(3))
+
+    def clone(self) -> ActorCritic:
+        """Another copy of every tensor."""
+        return ActorCritic(*(getattr(self, field.name).clone() for field in fields(self)))
+
+    def fits(self, setting: Setting) -> bool:
+        """Whether the networks have the sizes of ``setting``."""
+        return self.actor.numel() == setting.actor.numel() and self.critic.numel() == setting.critic.numel(2)
+
+
+class Learner(ABC, Generic[Labelled, Drawn]):
+    """The update of some networks by batches of one size, with its buffers.
+
+    Args:
+        networks: changed in place by ``update``.
+        setting: of the problem.
+        rates: of the update.
+        batch_size: n.
+        updates: how many updates the networks have had, which the moves of the targets are counted from.
+    """
+
+    def __init__(self, networks: ActorCritic, setting: Setting, rates: Rates, *, batch_size: int, updates: int = 0) -> None:
+        self.networks, self.setting, self.rates, self.updates = networks, setting, rates, updates
+        self.learning_rate = networks.actor.new_tensor(rates.learning_rate)
+        """[] of the next update."""
+        self._actor_net = setting.actor.passes(1, 2 * batch_size, networks.actor)
+        self._critic_net = setting.critic.passes(2, batch_size, networks.critic)
+        self._actor_gradient, self._critic_gradient = torch.empty_like(networks.actor), torch.empty_like(networks.critic)
+        self._actor, self._actor_slots = self._actor_net.views(networks.actor), self._actor_net.views(self._actor_gradient)
+        self._critic, self._critic_slots = self._critic_net.views(networks.critic), self._critic_net.views(self._critic_gradient)
+        self._target_critic = self._critic_net.views(networks.target)
+
+    @property
+    def temperature(self) -> Tensor | float:
+        """τ in force: [1] where it is tuned."""
+        return self.setting.temperature if self.setting.entropy is None else self.networks.log_temperature.exp()
+
+    @torch.inference_mode()
+    def update(self, batch: Labelled) -> None:
+        """One step of Adam on the critics, one on the actor, one on τ if it is tuned, and every so often one of the targets, in place.
+
+        critics: ½ Σ_i mean (Q_i(s,a) − y)²,  y = r + γ E_π [min_i Q̄_i(s',·) − τ log π(·|s')]
+        actor:   mean E_π [τ log π(·|s) − min_i Q_i(s,·)], with the critics that were just updated
+        τ:       τ mean (H(π(·|s)) − H̄), as a function of log τ
+
+        Args:
+            batch: n transitions.
+        """
+        drawn = self._draw(batch)
+        self._improve_critics(batch, drawn)
+        entropy = self._improve_actor(batch, drawn)
+        if self.setting.entropy is not None:
+            self._tune(entropy)
+        self.updates += 1
+        if self.updates % self.rates.target_every == 0:
+            self.networks.target.lerp_(self.networks.critic, self.rates.polyak)
+
+    @torch.inference_mode()
+    def residual(self, batch: Labelled) -> Tensor:
+        """The soft TD errors Q_i(s,a) − y of both critics: [2, n], a new tensor."""
+        return self._errors(batch, self._draw(batch))
+
+    @abstractmethod
+    def label(self, batch: Any) -> Labelled:
+        """A batch from the replay with its rewards under x."""
+
+    @abstractmethod
+    def _draw(self, batch: Labelled) -> Drawn:
+        """What the actor does at s and at s', by one pass through it."""
+
+    @abstractmethod
+    def _errors(self, batch: Labelled, drawn: Drawn) -> Tensor:
+        """Q_i(s,a) − y: [2, n]; the last pass through the critics is the one at (s, a)."""
+
+    @abstractmethod
+    def _improve_critics(self, batch: Labelled, drawn: Drawn) -> None:
+        """A step of the critics."""
+
+    @abstractmethod
+    def _improve_actor(self, batch: Labelled, drawn: Drawn) -> Tensor:
+        """A step of the actor; returns the mean entropy at s before it: []."""
+
+    def _tune(self, entropy: Tensor) -> None:
+        gradient = self.networks.log_temperature.exp() * (entropy - self.setting.entropy)
+        self._descend(self.networks.log_temperature, gradient, self.networks.temperature_moments, self.networks.clocks[2])
+
+    def _descend_actor(self) -> None:
+        self._descend(self.networks.actor, self._actor_gradient, self.networks.actor_moments, self.networks.clocks[0])
+
+    def _descend_critics(self) -> None:
+        self._descend(self.networks.critic, self._critic_gradient, self.networks.critic_moments, self.networks.clocks[1])
+
+    def _descend(self, parameters: Tensor, gradient: Tensor, moments: Tensor, clock: Tensor) -> None:
+        adam(
+            [parameters], [gradient], [moments[0]], [moments[1]], [], [clock],
+            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=self.learning_rate, weight_decay=0.0, eps=self.rates.adam_epsilon,
+            maximize=False,
+        )  # fmt: skip

@@ -145,6 +145,8 @@ class Response:
     """A factor of I − γP_π at *this* π, where the solver has one."""
     state: Any = None
     """The warm start: whatever the solver wants back."""
+    temperature: float | None = None
+    """τ in force, where the solver has tuned it; None is that of ``problem.regularizer``."""
 
 
 @dataclass(frozen=True, slots=True)

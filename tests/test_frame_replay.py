@@ -51,7 +51,9 @@ class Player:
             following = torch.cat([state[1:], self.picture()[None]]) if self.chance(0.95) else self.begin()  # a hidden end
             ended = self.chance(ends)
             number = len(self.seen) + copy
-            columns.append((state, torch.tensor(number % 18), following, torch.tensor(ended and self.chance(0.5)), torch.tensor(float(number))))
+            columns.append(
+                (state, torch.tensor(number % 18), following, torch.tensor(ended and self.chance(0.5)), torch.tensor(float(number)))
+            )
             self.states[copy] = self.begin() if ended else following
         self.seen += columns
         replay.add(*(torch.stack(column) for column in zip(*columns, strict=True)))

@@ -2,6 +2,7 @@
 
 from bilevel_gym.solvers.base import TabularSolver
 from bilevel_gym.solvers.continuation import Continuation, Stage, UnregularizedGap, anneal, unregularized_gap
+from bilevel_gym.solvers.discrete_sac import DiscreteSAC
 from bilevel_gym.solvers.gradient_descent import GradientDescentSolver
 from bilevel_gym.solvers.policy_iteration import SoftPolicyIteration
 from bilevel_gym.solvers.riccati import Riccati
@@ -11,6 +12,7 @@ from bilevel_gym.solvers.value_iteration import SoftValueIteration
 __all__ = [
     "SAC",
     "Continuation",
+    "DiscreteSAC",
     "GradientDescentSolver",
     "Riccati",
     "SoftPolicyIteration",

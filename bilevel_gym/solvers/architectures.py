@@ -119,7 +119,10 @@ class CNN:
 
     def initial(self, copies: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """[P], convolutions first."""
-        parts = (initial_convolutions(self.shape[0], self.layers, copies, generator), initial_parameters(self.head, copies, generator, device))
+        parts = (
+            initial_convolutions(self.shape[0], self.layers, copies, generator),
+            initial_parameters(self.head, copies, generator, device),
+        )
         return torch.cat([part.to(device) for part in parts])
 
     def inputs(self, observations: Tensor, like: Tensor) -> Tensor:
@@ -160,8 +163,8 @@ def architecture_for(observation_shape: tuple[int, ...], hidden: tuple[int, ...]
     """
     if len(observation_shape) == 1:
         return MLP((observation_shape[0], *hidden, out))
-    if len(observation_shape) == 3 and min(after(observation_shape, NATURE)) > 0:  # type: ignore[arg-type]
-        return CNN(observation_shape, hidden, out)  # type: ignore[arg-type]
+    if len(observation_shape) == 3 and min(after(observation_shape, NATURE)) > 0:
+        return CNN(observation_shape, hidden, out)
     raise UnsupportedProblem(
         f"observations of shape {observation_shape} fit no network here: flat ones [n] and stacks of pictures [stack, height, width] of 36 pixels or more do"
     )

@@ -52,7 +52,9 @@ def fitting_solver(problem: Any) -> str:
         return "solvers.SoftPolicyIteration"
     if hasattr(problem.world, "state_matrix") and hasattr(problem.reward, "weights"):
         return "solvers.Riccati"
-    return "solvers.SAC" if hasattr(problem.world, "open") else "a solver of your own, any object with start and solve"
+    if hasattr(problem.world, "open"):
+        return "solvers.DiscreteSAC" if hasattr(problem.world, "action_count") else "solvers.SAC"
+    return "a solver of your own, any object with start and solve"
 
 
 def policy_error(gap: Tensor, mdp: MDP) -> Tensor:

@@ -121,7 +121,9 @@ class Convolutions:
             kept = [part[: first.shape[1]] for part in units]
             _, channels, height, width = kept[-1].shape
             by_output = features[copy].view(-1, height, width, channels).permute(0, 3, 1, 2)
-            self._back(kept, by_output, [part[copy] for part in parameters[: self._count]], [part[copy] for part in gradient[: self._count]])
+            self._back(
+                kept, by_output, [part[copy] for part in parameters[: self._count]], [part[copy] for part in gradient[: self._count]]
+            )
 
     def _back(self, units: list[Tensor], by_output: Tensor, parameters: list[Tensor], gradient: list[Tensor]) -> None:
         """Through the convolutions of one network."""
@@ -129,7 +131,17 @@ class Convolutions:
             layer, kernel = self._layers[index], parameters[2 * index].permute(0, 3, 1, 2)
             by_output = torch.ops.aten.threshold_backward(by_output, units[index + 1], 0)
             by_input, by_kernel, by_bias = torch.ops.aten.convolution_backward(
-                by_output, units[index], kernel, [layer.channels], [layer.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [index > 0, True, True]
+                by_output,
+                units[index],
+                kernel,
+                [layer.channels],
+                [layer.stride] * 2,
+                [0, 0],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [index > 0, True, True],
             )
             gradient[2 * index].copy_(by_kernel.permute(0, 2, 3, 1))
             gradient[2 * index + 1].copy_(by_bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ __all__ = ["FrameReplay"]
 
 SLACK = 1024
 """Frames beyond one a transition that even a small replay has room for, for the starts of episodes."""
+
+COLUMNS = ("numbers", "actions", "rewards", "terminated")
+"""What there is of each transition."""
 
 
 @dataclass
@@ -90,7 +93,7 @@ class FrameReplay:
     @property
     def nbytes(self) -> int:
         """Bytes that are allocated; on a CPU the system provides memory for the part that has been written."""
-        return sum(part.nbytes for part in (self.frames, self.numbers, self.actions, self.rewards, self.terminated))
+        return sum(int(getattr(self, name).nbytes) for name in ("frames", *COLUMNS))
 
     def add(self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor) -> None:
         """Append a step of N environments, the oldest transitions making room.
@@ -107,7 +110,9 @@ class FrameReplay:
         """
         count = len(states)
         if count > self.capacity or 2 * count * self.stack > self.frame_capacity:
-            raise InvalidProblem(f"a step of {count} environments does not fit into a replay of {self.capacity} transitions: make it larger")
+            raise InvalidProblem(
+                f"a step of {count} environments does not fit into a replay of {self.capacity} transitions: make it larger"
+            )
         here, fresh = self._number(states, *self._continued(states), self.frames_written)
         moved = (following[:, :-1] == states[:, 1:]).flatten(1).all(1)
         known = torch.stack([*[moved] * (self.stack - 1), torch.zeros_like(moved)], 1)
@@ -145,25 +150,16 @@ class FrameReplay:
     def copy(self) -> FrameReplay:
         """Another replay with the same transitions, with no unused rows."""
         rows, places = max(1, min(self.written, self.capacity)), max(1, min(self.frames_written, self.frame_capacity))
-        return FrameReplay(
-            self.frame_shape,
-            self.stack,
-            self.capacity,
-            self.device,
-            self.frames[:places].clone(),
-            *(part[:rows].clone() for part in (self.numbers, self.actions, self.rewards, self.terminated)),
-            self.tails.clone(),
-            self.frames_written,
-            self.written,
-            self.first,
-            self.widest,
-        )
+        columns = {name: getattr(self, name)[:rows].clone() for name in COLUMNS}
+        return replace(self, frames=self.frames[:places].clone(), tails=self.tails.clone(), **columns)
 
     def _continued(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Where each environment was left, and whether it is still there, so that all of its frames are known: two of [N, k]."""
         if len(self.tails) != len(states):  # the first step, or one of another number of environments
-            return self.tails.new_zeros(len(states), self.stack), torch.zeros(len(states), self.stack, dtype=torch.bool, device=states.device)
-        kept = self.tails[:, 0] >= self.frames_written - self.frame_capacity
+            return self.tails.new_zeros(len(states), self.stack), torch.zeros(
+                len(states), self.stack, dtype=torch.bool, device=states.device
+            )
+        kept = self.tails[:, 0] >= self.frames_written + 2 * self.tails.numel() - self.frame_capacity  # after this step, too
         stored = self.frames[self.tails % self.frame_capacity]
         return self.tails, (kept & (stored == states).flatten(1).all(1))[:, None].expand(-1, self.stack)
 
@@ -205,7 +201,7 @@ class FrameReplay:
     def _reserve(self, rows: int, frames: int) -> None:
         """Room for so many more."""
         self.frames = _grown(self.frames, self.frames_written + frames, self.frame_capacity)
-        for name in ("numbers", "actions", "rewards", "terminated"):
+        for name in COLUMNS:
             setattr(self, name, _grown(getattr(self, name), self.written + rows, self.capacity))
 
 

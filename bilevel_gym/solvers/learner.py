@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from math import log
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         self._improve_critics(batch, drawn)
         entropy = self._improve_actor(batch, drawn)
         if self.setting.entropy is not None:
-            self._tune(entropy)
+            self._tune(entropy - self.setting.entropy)
         self.updates += 1
         if self.updates % self.rates.target_every == 0:
             self.networks.target.lerp_(self.networks.critic, self.rates.polyak)
@@ -138,10 +138,6 @@ class Learner(ABC, Generic[Labelled, Drawn]):
     def residual(self, batch: Labelled) -> Tensor:
         """The soft TD errors Q_i(s,a) − y of both critics: [2, n], a new tensor."""
         return self._errors(batch, self._draw(batch))
-
-    @abstractmethod
-    def label(self, batch: Any) -> Labelled:
-        """A batch from the replay with its rewards under x."""
 
     @abstractmethod
     def _draw(self, batch: Labelled) -> Drawn:
@@ -159,8 +155,8 @@ class Learner(ABC, Generic[Labelled, Drawn]):
     def _improve_actor(self, batch: Labelled, drawn: Drawn) -> Tensor:
         """A step of the actor; returns the mean entropy at s before it: []."""
 
-    def _tune(self, entropy: Tensor) -> None:
-        gradient = self.networks.log_temperature.exp() * (entropy - self.setting.entropy)
+    def _tune(self, excess: Tensor) -> None:
+        gradient = self.networks.log_temperature.exp() * excess
         self._descend(self.networks.log_temperature, gradient, self.networks.temperature_moments, self.networks.clocks[2])
 
     def _descend_actor(self) -> None:

@@ -80,7 +80,13 @@ class Replay:
             terminated: [N], true where ``following`` is an end (not where it was only truncated).
             rewards: [N], true rewards.
         """
-        columns = (states, actions.view(len(states), -1).to(states.dtype), following, terminated[:, None].to(states.dtype), rewards[:, None])
+        columns = (
+            states,
+            actions.view(len(states), -1).to(states.dtype),
+            following,
+            terminated[:, None].to(states.dtype),
+            rewards[:, None],
+        )
         count, kept = len(states), min(len(states), self.capacity)
         self._reserve(min(self.capacity, self.written + count))
         first = (self.written + count - kept) % self.capacity

@@ -47,6 +47,20 @@ def test_the_baseline_leaves_the_tuple_out():
     check_hypergradient(problem, problems.point(problem, 0), ScoreFunction("exact"), estimates=1500)
 
 
+def test_a_tuned_temperature_is_the_one_that_counts():
+    """A solver that tunes τ answers another problem than the regularizer says: with the problem's τ the term would be off by their ratio."""
+    problem = problems.preference(0)
+    x, response, oracle = setting(problem)
+    evaluation, _ = problem.objective.evaluate(problem, x, response, problem.objective.start(), oracle.generator)
+    estimator = ScoreFunction("exact", clip=None)
+    first, second = (
+        estimator(oracle, x, replace(response, temperature=tau), evaluation, estimator.init(oracle))[0]
+        for tau in (None, 4.0 * problem.regularizer.temperature)
+    )
+    torch.testing.assert_close(first.implicit, 4.0 * second.implicit)
+    assert torch.equal(first.direct, second.direct)
+
+
 @pytest.mark.parametrize("sensitivity", ["exact", "critic"])
 def test_pairs_that_share_trajectories_leave_it_unbiased(sensitivity):
     """Four trajectories cut into sixteen pairs, as every preset does: a baseline over pairs of the same trajectory takes half of the term."""

@@ -274,6 +274,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         return {
             "objective": float(self.evaluation.value),
             "gap": float(self.response.gap),
+            **({} if self.response.temperature is None else {"temperature": self.response.temperature}),
             **vars(self.counters),
             **self.evaluation.metrics,
         }

@@ -212,7 +212,7 @@ class ScoreFunction:
 
     def _implicit(self, at: Point, fresh: Samples, state: ScoreState, weight: Tensor | float) -> Tensor:
         problem, played = at.problem, fresh.trajectories
-        scale = problem.regularizer.temperature * fresh.origin.shape[0]
+        scale = at.temperature * fresh.origin.shape[0]
         if self.sensitivity == "critic":
             assert state.weights is not None
             weights = state.weights * played.alive / scale

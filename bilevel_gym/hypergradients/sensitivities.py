@@ -37,6 +37,12 @@ class Point:
     importance: Importance | None = None
     """What makes up for samples of another policy, where they are."""
 
+    @property
+    def temperature(self) -> float:
+        """τ in force: the one that the solver has tuned, or the problem's."""
+        tuned = self.response.temperature
+        return self.problem.regularizer.temperature if tuned is None else tuned
+
     def tuple_weights(self, fresh: Samples, window: Window) -> Tensor | float:
         """Of the tuples, over the steps whose scores count: [M]."""
         if self.importance is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
-from bilevel_gym.types import MDP, Domain, LowerFunction, Regularizer, RewardModel, UpperObjective, World
+from bilevel_gym.types import MDP, Buffered, Domain, LowerFunction, Regularizer, RewardModel, UpperObjective, World
 
 __all__ = ["BilevelProblem", "ConvexProblem", "stack"]
 
@@ -101,6 +101,11 @@ class BilevelProblem:
     def under(self, regularizer: Regularizer) -> Self:
         """The same problem under another τΩ, such as ``problem.under(problem.regularizer.at(0.01))``."""
         return replace(self, regularizer=regularizer)
+
+    def training(self, generator: torch.Generator) -> Self:
+        """The same problem as ∇l sees it: where the reward has dropout and batch norm, they are on, drawn from the generator."""
+        reward = self.reward.training(generator) if isinstance(self.reward, Buffered) else self.reward
+        return self if reward is self.reward else replace(self, reward=reward)
 
     def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:
         """(∂backup(x, V)/∂x)ᵀ z with V held fixed, backup = r(x) + γP(x)V (mathematics §3).

@@ -26,8 +26,10 @@ __all__ = [
     "AllActions",
     "Branching",
     "Budget",
+    "Buffered",
     "DiscountedObjective",
     "Domain",
+    "Ensemble",
     "Estimator",
     "Evaluation",
     "Factor",
@@ -390,6 +392,54 @@ class AllActions(Protocol):
         ...
 
 
+@runtime_checkable
+class Ensemble(Protocol):
+    """What a reward model has beyond ``RewardModel`` where r_x is the mean of several."""
+
+    @property
+    def members(self) -> int:
+        """K; 1 is no ensemble."""
+        ...
+
+    def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """Each member's r at state-action pairs, differentiable in x: [...], [...] → [K, ...]."""
+        ...
+
+    def disagreement(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """The standard deviation over the members of r at state-action pairs: [...], [...] → [...]."""
+        ...
+
+
+@runtime_checkable
+class Buffered(Protocol):
+    """What a reward model has beyond ``RewardModel`` where statistics of what the follower does enter it.
+
+    They are environment state, constant in ∇x. The environment moves them and nothing else does: it absorbs each look at the follower
+    once, and settles at each new x before the follower learns under it, so that solver and objective see the same statistics.
+    """
+
+    @property
+    def buffers(self) -> Any:
+        """The statistics, as plain data that a checkpoint can hold."""
+        ...
+
+    def with_buffers(self, buffers: Any) -> Self:
+        """The same model with other statistics; None takes those before anything was seen."""
+        ...
+
+    def absorb(self, x: Tensor, fragments: Fragments) -> Self:
+        """The same model after another look at the follower, whose fragments count from now on."""
+        ...
+
+    def settle(self, x: Tensor, fragments: Fragments) -> Self:
+        """The same model with what depends on x measured anew at x, over the last look."""
+        ...
+
+    def training(self, generator: torch.Generator) -> Self:
+        """The same model as ∇l sees it: with dropout and statistics of the batch, where it has them."""
+        ...
+
+
 class TabularReward(RewardModel, Protocol):
     """A reward on finitely many states and actions."""
 
@@ -590,6 +640,10 @@ class Problem(OuterProblem, Protocol):
 
     def under(self, regularizer: Regularizer) -> Self:
         """The same problem under another τΩ."""
+        ...
+
+    def training(self, generator: torch.Generator) -> Self:
+        """The same problem as ∇l sees it: where the reward has dropout and batch norm, they are on, drawn from the generator."""
         ...
 
     def backup_vjp(self, x: Tensor, value: Tensor, cotangent: Tensor) -> Tensor:

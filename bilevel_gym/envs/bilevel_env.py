@@ -14,6 +14,7 @@ from bilevel_gym import checkpoint
 from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
+from bilevel_gym.envs.statistics import absorbed, buffers, settled, with_buffers
 from bilevel_gym.errors import CheckpointError, InvalidProblem
 from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Response
 
@@ -146,12 +147,12 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         for generator in (self._generator, self._aside):
             generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
         self.counters = Counters()
-        x = given if given is not None else self.first_x(self._generator)
-        response = self.solver.start(self.problem)
-        self._memory = self.problem.objective.start()
+        x, problem = given if given is not None else self.first_x(self._generator), with_buffers(self.problem, None)
+        response = self.solver.start(problem)
+        self._memory = problem.objective.start()
         if self.solve_on_reset:
-            response = self.solver.solve(self.problem, x, warm=response, budget=None, generator=self._generator)
-        self._look(x, response)
+            response = self.solver.solve(problem, x, warm=response, budget=None, generator=self._generator)
+        self._look(problem, x, response)
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -169,8 +170,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         """
         x, before = self._as_x(action), self._generator.get_state()
         try:
-            response = self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator)
-            self._look(x, response)
+            self._solve_and_look(x)
         except BaseException:
             self._generator.set_state(before)
             raise
@@ -205,6 +205,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
                     ("response", self._response),
                     ("evaluation", self._evaluation),
                     ("memory", self._memory),
+                    ("buffers", buffers(self.problem)),
                 )
             },
         }
@@ -215,7 +216,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         Raises:
             CheckpointError: the state is of a problem of another dimension; nothing has changed.
         """
-        names = ("drawn_from", "np_random", "generator", "aside", "counters", "x", "response", "evaluation", "memory")
+        names = ("drawn_from", "np_random", "generator", "aside", "counters", "x", "response", "evaluation", "memory", "buffers")
         if missing := {"sizes", *names} - set(state):
             raise CheckpointError(f"the state lacks {sorted(missing)}: it is not one of an outer environment, or of another release")
         if list(state["sizes"]) != self.problem.sizes:
@@ -226,6 +227,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self._drawn_from = restored["drawn_from"].bit_generator.state
         if self.draw is not None:
             self.problem = self.draw(restored["drawn_from"])
+        self.problem = with_buffers(self.problem, restored["buffers"])
         self.np_random = restored["np_random"]
         self._generator, self._aside, self.counters = (restored[name] for name in ("generator", "aside", "counters"))
         self._x, self._response, self._evaluation, self._memory = (restored[name] for name in ("x", "response", "evaluation", "memory"))
@@ -253,14 +255,21 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
                 "reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first"
             )
         if x is not None and not torch.equal(x, self._x):
-            self._look(x, self.solver.solve(self.problem, x, warm=self.response, budget=None, generator=self._generator))
+            self._solve_and_look(x)
         return self._observe(), self._info()
 
-    def _look(self, x: Tensor, response: Response) -> None:
-        """Evaluate, and take all of it at once: x, response, memory and counters change together or not at all."""
+    def _solve_and_look(self, x: Tensor) -> None:
+        """Let the follower learn on under another x, and look at it."""
+        problem = settled(self.problem, x, self.evaluation)
+        response = self.solver.solve(problem, x, warm=self.response, budget=None, generator=self._generator)
+        self._look(problem, x, response)
+
+    def _look(self, problem: OuterProblem, x: Tensor, response: Response) -> None:
+        """Evaluate, and take all of it at once: x, response, memory, statistics and counters change together or not at all."""
         with torch.no_grad():
-            evaluation, memory = self.problem.objective.evaluate(self.problem, x, response, self._memory, self._generator)
+            evaluation, memory = problem.objective.evaluate(problem, x, response, self._memory, self._generator)
         check_evaluation(evaluation, x)
+        self.problem = absorbed(problem, x, evaluation)
         self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory
         self.counters.lower_step += response.steps
         self.counters.env_steps += response.env_steps + evaluation.env_steps

@@ -201,7 +201,8 @@ class ScoreFunction:
         problem, fresh = at.problem, state.fresh
         assert fresh is not None
         weight = at.tuple_weights(fresh, self.window)
-        direct = gradients(lambda leaf: (weight * problem.objective.loss(problem, leaf, batch)).mean(), at.x)[0]
+        training = problem.training(at.generator)
+        direct = gradients(lambda leaf: (weight * problem.objective.loss(training, leaf, batch)).mean(), at.x)[0]
         if self.sensitivity is None or state.evaluations <= self.delay:
             return Hypergradient(direct, direct, torch.zeros_like(direct))
         implicit = self._implicit(at, fresh, state, weight)

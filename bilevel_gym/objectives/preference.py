@@ -17,7 +17,7 @@ from bilevel_gym.numerics import as_table, gradients
 from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
 from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
 from bilevel_gym.preferences import Cut, PreferenceBuffer, Teacher, cross_entropy, draw_places, gather
-from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Samples, Trajectory, World
+from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Samples, Trajectory, World
 
 __all__ = ["PreferenceMemory", "PreferenceObjective"]
 
@@ -146,19 +146,19 @@ class PreferenceObjective:
             shown = _play(world, self.reference, count, steps, generator)
             spent += shown.alive.numel()
         fresh = self._cut(shown, pairs, self.cut, generator)
-        logit = self.logit(problem, x, fresh.fragments)
+        logits = self.logits(problem, x, fresh.fragments)
         metrics = {
-            "accuracy_fresh": _accuracy(logit, fresh.fragments.outcome),
+            "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome),
             "true_return": float(_total(trajectories)),
             "learned_return": float(
                 (problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()
             ),
         }
         if held_out is not None:
-            metrics["accuracy_held_out"] = _accuracy(self.logit(problem, x, held_out), held_out.outcome)
+            metrics["accuracy_held_out"] = _accuracy(self.logits(problem, x, held_out).mean(0), held_out.outcome)
         queue = memory.queue.append(fresh.fragments)
         evaluation = Evaluation(
-            value=self.value(problem, x, response.policy) if self.exact else cross_entropy(logit, fresh.fragments.outcome).mean(),
+            value=self.value(problem, x, response.policy) if self.exact else cross_entropy(logits, fresh.fragments.outcome).mean(),
             fresh=fresh,
             memory=queue,
             metrics=metrics,
@@ -168,12 +168,14 @@ class PreferenceObjective:
         return evaluation, PreferenceMemory(queue, held_out, started=True)
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
-        """l of each pair, differentiable in x, 0 where the query was skipped: [M]."""
-        return cross_entropy(self.logit(problem, x, fragments), fragments.outcome)
+        """l of each pair, differentiable in x, 0 where the query was skipped; of an ensemble the mean over its members' own: [M]."""
+        return cross_entropy(self.logits(problem, x, fragments), fragments.outcome).mean(0)
 
-    def logit(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
-        """Σ_h r_x(d_1) − Σ_h r_x(d_2), by one batched forward pass: [M]."""
-        rewards = problem.reward.along(x, fragments.states, fragments.actions)
+    def logits(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
+        """Σ_h r(d_1) − Σ_h r(d_2) of each of K members, one where r_x is no ensemble, by one batched forward pass: [K, M]."""
+        reward, pairs = problem.reward, (fragments.states, fragments.actions)
+        apart = isinstance(reward, Ensemble) and reward.members > 1
+        rewards = reward.along_each(x, *pairs) if apart else reward.along(x, *pairs).unsqueeze(0)
         returns: Tensor = (rewards * fragments.alive).sum(-1)
         return returns[..., 0] - returns[..., 1]
 

@@ -1,19 +1,27 @@
 """r_x: what x chooses."""
 
+from bilevel_gym.rewards.all_actions import AllActionsReward
 from bilevel_gym.rewards.box import Box
 from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
-from bilevel_gym.rewards.network import DiscreteMLPReward, MLPReward
+from bilevel_gym.rewards.mlp import DiscreteMLPReward, MLPReward
+from bilevel_gym.rewards.network import NetworkReward
+from bilevel_gym.rewards.normalizer import Buffers
+from bilevel_gym.rewards.pixels import CNNReward
 from bilevel_gym.rewards.quadratic_cost import QuadraticCost
 from bilevel_gym.rewards.tabular import LinearReward, QuadraticReward
 
 __all__ = [
+    "AllActionsReward",
     "Box",
+    "Buffers",
+    "CNNReward",
     "DiscreteMLPReward",
     "FunctionReward",
     "IncentiveReward",
     "LinearReward",
     "MLPReward",
+    "NetworkReward",
     "QuadraticCost",
     "QuadraticReward",
 ]

@@ -1,125 +1,107 @@
-"""Reward networks whose flat parameter vector is x."""
+"""Reward models whose flat parameter vector is x: networks, ensembles of them, and the statistics that they normalize by."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import copy
+from dataclasses import replace
 from math import prod
-from typing import Protocol, Self, TypedDict, Unpack
+from typing import Literal, Self, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import split_flat
-from bilevel_gym.rewards.perceptron import Perceptron
+from bilevel_gym.rewards.architecture import Network
+from bilevel_gym.rewards.normalizer import Buffers, Moments
+from bilevel_gym.types import Fragments
 
-__all__ = ["AllActionsReward", "BoxWorld", "DiscreteMLPReward", "DiscreteWorld", "MLPReward", "Network", "NetworkOptions", "NetworkReward"]
+__all__ = ["NetworkOptions", "NetworkReward", "Normalized"]
 
+Normalized = Literal["observations", "rewards"]
+"""What may be normalized by its mean and deviation."""
 
-class BoxWorld(Protocol):
-    """What a network on states and actions asks of a world: the sizes, and the box of actions."""
-
-    @property
-    def observation_size(self) -> int:
-        """Numbers in an observation."""
-        ...
-
-    @property
-    def action_size(self) -> int:
-        """Numbers in an action."""
-        ...
-
-    @property
-    def action_low(self) -> Tensor:
-        """[action] the lower corner of the box of actions."""
-        ...
-
-    @property
-    def action_high(self) -> Tensor:
-        """[action] the upper corner."""
-        ...
-
-
-class DiscreteWorld(Protocol):
-    """What a network on observations alone asks of a world: how many actions there are, and where its tensors live."""
-
-    @property
-    def observation_size(self) -> int:
-        """Numbers in an observation."""
-        ...
-
-    @property
-    def action_count(self) -> int:
-        """A."""
-        ...
-
-    @property
-    def device(self) -> str | torch.device:
-        """Where its tensors live."""
-        ...
-
-
-class Network(Protocol):
-    """An architecture: what a list of parameters computes, for one x or for a population."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one input."""
-        ...
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of the parameters."""
-        ...
-
-    @property
-    def fans(self) -> list[int]:
-        """For each parameter the fan-in of its layer, which its first draw is scaled by."""
-        ...
-
-    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """[n, *input] → [n, out]; with parameters [B, ...] and inputs [B or 1, n, *input] → [B, n, out]."""
-        ...
+FARTHEST = 10.0
+"""Normalized observations are clipped there: what hardly moved so far does not dominate when it first does."""
 
 
 class NetworkOptions(TypedDict, total=False):
-    """What every reward network takes."""
+    """What every reward network takes; see ``NetworkReward``."""
 
+    members: int
+    normalize: Sequence[Normalized]
     scale: float
-    """The bound of |r_x|, 1 by default."""
+    squash: Literal["tanh", "clip"]
     bound: float
-    """x lies in [−bound, bound]^D, 10 by default."""
+    precision: torch.dtype | None
     device: str | torch.device
-    """Where x lives, the CPU by default."""
 
 
 class NetworkReward(ABC):
     """r_x = scale · tanh(network_x(·)); x is the flat parameter vector of the network, whose parameters are views of it.
 
     The output is bounded by a tanh and not by a clip: beyond a clip the gradient in x is zero, and a reward that starts there never
-    moves. x holds the network's parameters in turn, each row by row.
+    moves. x holds the network's parameters in turn, each row by row; an ensemble's x holds its members' side by side, r_x is their
+    mean, and they differ by their first draws.
+
+    Statistics that normalize (``buffers``) are no part of x: they are environment state, and constant in the derivative.
 
     Args:
         network: the architecture.
+        members: K networks of an ensemble.
+        normalize: ``"observations"``: these enter less their mean, divided by their deviation, over all that was seen; ``"rewards"``:
+            each member's r leaves so, over the last look at the follower, times ``scale``. The latter fixes the unit that τ is measured
+            in, and r_x is bounded no more; a loss of r_x knows of r then only up to its unit.
         scale: the bound of |r_x|.
+        squash: ``"clip"`` cuts the output at the bound, in place of the tanh: what the SoBiRL authors' code does.
         bound: x lies in [−bound, bound]^D.
+        precision: of the network's products, such as ``torch.bfloat16``; x, its gradient and r_x stay as they are. None takes x's.
         device: where x lives.
 
     Raises:
-        InvalidProblem: the scale or the bound is not positive and finite.
+        InvalidProblem: a number is not positive and finite, or an option is unknown.
     """
 
-    def __init__(self, network: Network, *, scale: float = 1.0, bound: float = 10.0, device: str | torch.device = "cpu") -> None:
-        if not (0.0 < scale < float("inf") and 0.0 < bound < float("inf")):
-            raise InvalidProblem(f"scale is {scale} and bound is {bound}: both must be positive and finite, such as 1 and 10")
-        self.network = network
-        self.scale, self.bound = float(scale), float(bound)
+    normalizable: tuple[Normalized, ...] = ("observations", "rewards")
+    """What of this model may be normalized."""
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        members: int = 1,
+        normalize: Sequence[Normalized] = (),
+        scale: float = 1.0,
+        squash: Literal["tanh", "clip"] = "tanh",
+        bound: float = 10.0,
+        precision: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not (0.0 < scale < float("inf") and 0.0 < bound < float("inf")) or members < 1:
+            raise InvalidProblem(
+                f"members is {members}, scale is {scale} and bound is {bound}: all must be positive and finite, such as 1, 1 and 10"
+            )
+        if isinstance(normalize, str) or (unknown := set(normalize) - set(self.normalizable)):
+            what = normalize if isinstance(normalize, str) else sorted(unknown)
+            raise InvalidProblem(f"normalize names {what}: give a tuple with some of {self.normalizable}")
+        if squash not in ("tanh", "clip") or precision not in (None, torch.bfloat16, torch.float16):
+            raise InvalidProblem(
+                f"squash is {squash!r} and precision {precision}: choose 'tanh' or 'clip', and None, torch.bfloat16 or torch.float16"
+            )
+        self.network, self.members, self.normalize = network, members, tuple(normalize)
+        self.scale, self.squash, self.bound, self.precision = float(scale), squash, float(bound), precision
         self.dtype = torch.float32
         self.device = torch.device(device)
-        self._shapes = network.shapes
-        self.dimension = sum(map(prod, self._shapes))
+        self._shapes = [parameter.shape for parameter in network.parameters]
+        self._size = sum(map(prod, self._shapes))
+        self.dimension = members * self._size
+        self.buffers = self._unmeasured()
+
+    # ------------------------------------------------------------------------------------------ x
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -127,95 +109,44 @@ class NetworkReward(ABC):
         return np.full(self.dimension, -self.bound, np.float32), np.full(self.dimension, self.bound, np.float32)
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        """Weights and biases uniform in ±1/√(fan-in), as ``torch.nn.Linear`` draws them: [D]."""
+        """Weights and biases uniform in ±1/√(fan-in), as ``torch.nn.Linear`` draws them, a batch norm's gains 1 and shifts 0: [D]."""
         unit = 2.0 * torch.rand(self.dimension, generator=generator, dtype=self.dtype, device=generator.device).to(self.device) - 1.0
-        for part, fan in zip(self.parameters(unit), self.network.fans, strict=True):
-            part.mul_(fan**-0.5)
+        for part, (_, centre, spread) in zip(self.parameters(unit), self.network.parameters, strict=True):
+            part.mul_(spread).add_(centre)
         return unit.clamp_(-self.bound, self.bound)
 
     def parameters(self, x: Tensor) -> list[Tensor]:
-        """The network's parameters, views of x: [B, D] → list of [B, *shape]; nothing is copied.
+        """The network's parameters, views of x: [B, D] → list of [B, *shape], of an ensemble [B, K, *shape]; nothing is copied.
 
         Raises:
             InvalidProblem: x is neither [D] nor [B, D].
         """
         if x.ndim not in (1, 2) or x.shape[-1] != self.dimension:
             raise InvalidProblem(f"x has shape {tuple(x.shape)}: it must be [{self.dimension}], or [B, {self.dimension}] for a population")
-        return split_flat(x, self._shapes)
+        return split_flat(x if self.members == 1 else x.unflatten(-1, (self.members, self._size)), self._shapes)
+
+    # ------------------------------------------------------------------------------------------ r_x
 
     @abstractmethod
-    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """r_x at state-action pairs, differentiable in x: [...], or [B, ...] for a population."""
-
-    def _score(self, x: Tensor, inputs: Tensor) -> Tensor:
-        """scale · tanh(network_x(inputs)), by one forward pass: [..., *input] → [..., out], with x [B, D] [B or 1, ...] → [B, ...]."""
-        shape, members = self.network.input_shape, x.ndim - 1
-        lead = inputs.shape[: inputs.ndim - len(shape)]
-        if inputs.shape[len(lead) :] != shape or len(lead) < members or (members and lead[0] not in (1, len(x))):
-            axes = f"[{len(x)} or 1, ..., " if members else "[..., "
-            raise InvalidProblem(f"the network's inputs have shape {tuple(inputs.shape)}: they must be {axes}{', '.join(map(str, shape))}]")
-        rows = inputs.reshape(*lead[:members], prod(lead[members:]), *shape)
-        outputs = self.network(self.parameters(x), rows)
-        return self.scale * torch.tanh(outputs.view(*x.shape[:-1], *lead[members:], outputs.shape[-1]))
-
-
-class MLPReward(NetworkReward):
-    """r_x(s, a) = scale · tanh(network_x(s, a)), a perceptron with leaky ReLU layers; x is its flat parameter vector.
-
-    The input is the raw observation followed by the action, moved from its box to [−1, 1]. x holds, layer by layer, the weight
-    [out, in] row by row and then the bias [out].
-
-    Args:
-        observation_size: numbers in an observation.
-        action_size: numbers in an action.
-        hidden: widths of the hidden layers.
-        slope: of the leaky ReLU where its input is negative.
-        action_low: [action] the lower corner of the box of actions; −1 by default.
-        action_high: [action] the upper corner; 1 by default.
-        **options: see ``NetworkOptions``.
-
-    Raises:
-        InvalidProblem: a size, the scale or the bound is not positive and finite, or a corner has the wrong shape.
-    """
-
-    def __init__(
-        self,
-        observation_size: int,
-        action_size: int,
-        *,
-        hidden: tuple[int, ...] = (64, 64),
-        slope: float = 0.01,
-        action_low: Tensor | None = None,
-        action_high: Tensor | None = None,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        if min(observation_size, action_size) < 1:
-            raise InvalidProblem(f"the sizes of an observation ({observation_size}) and of an action ({action_size}) must be positive")
-        super().__init__(Perceptron((observation_size + action_size, *hidden, 1), slope), **options)
-        self.observation_size, self.action_size, self.hidden = observation_size, action_size, tuple(hidden)
-        low = torch.full((action_size,), -1.0) if action_low is None else action_low
-        high = torch.full((action_size,), 1.0) if action_high is None else action_high
-        if low.shape != (action_size,) or high.shape != (action_size,) or not bool((low < high).all()):
-            raise InvalidProblem(f"action_low {tuple(low.shape)} and action_high {tuple(high.shape)} must be [{action_size}], low < high")
-        low, high = (edge.to(device=self.device, dtype=self.dtype) for edge in (low, high))
-        self._centre, self._half = (low + high) / 2.0, (high - low) / 2.0
-
-    @classmethod
-    def for_world(
-        cls, world: BoxWorld, *, hidden: tuple[int, ...] = (64, 64), slope: float = 0.01, **options: Unpack[NetworkOptions]
-    ) -> Self:
-        """A network that fits a world's observations and actions, on its device unless another is named."""
-        options.setdefault("device", world.action_low.device)
-        corners = {"action_low": world.action_low, "action_high": world.action_high}
-        return cls(world.observation_size, world.action_size, hidden=hidden, slope=slope, **corners, **options)
-
-    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """r_x at state-action pairs, differentiable in x, by one batched forward pass.
+    def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """Each member's r at state-action pairs, differentiable in x.
 
         Args:
             x: [D], or [B, D] for a population.
-            states: [..., observation], or [B, ..., observation]; the axis B may be 1 where all members see the same pairs.
-            actions: [..., action], likewise, in the environment's units.
+            states: [..., *observation], or [B, ..., *observation]; the axis B may be 1 where all of the population see the same pairs.
+            actions: as the model reads them, likewise.
+
+        Returns:
+            [K, ...], or [B, K, ...].
+        """
+
+    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """r_x at state-action pairs, the mean over the members, differentiable in x, by one batched forward pass.
+
+        Args:
+            x: [D], or [B, D] for a population.
+            states: [..., *observation], or [B, ..., *observation]; the axis B may be 1 where all of the population see the same pairs.
+            actions: [..., action] in the environment's units, or [...] numbers of actions, likewise.
 
         Returns:
             [...], or [B, ...]. Cost: O(pairs · D).
@@ -223,82 +154,128 @@ class MLPReward(NetworkReward):
         Raises:
             InvalidProblem: a shape does not fit.
         """
-        scaled = (actions - self._centre) / self._half
-        return self._score(x, torch.cat([states.to(x.dtype), scaled.to(x.dtype)], -1)).squeeze(-1)
+        return self._mean(x, self.along_each(x, states, actions))
 
-
-class AllActionsReward(NetworkReward):
-    """r_x(s, ·) = scale · tanh(network_x(s)), one output an action: one forward pass gives r_x for all actions, and E_π r for nothing more."""
-
-    def all_actions(self, x: Tensor, states: Tensor) -> Tensor:
-        """r_x(s, ·), differentiable in x, by one batched forward pass.
-
-        Args:
-            x: [D], or [B, D] for a population.
-            states: [..., *observation], or [B, ..., *observation]; the axis B may be 1 where all members see the same states.
-
-        Returns:
-            [..., A], or [B, ..., A].
+    def disagreement(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """The standard deviation over the members of r at state-action pairs: as ``along``.
 
         Raises:
-            InvalidProblem: a shape does not fit.
+            UnsupportedProblem: there is one member only.
         """
-        return self._score(x, self._inputs(x, states))
+        if self.members == 1:
+            raise UnsupportedProblem("one network cannot disagree with itself: give the reward members=3, or more")
+        return self.along_each(x, states, actions).std(x.ndim - 1, correction=0)
 
-    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """r_x at state-action pairs, differentiable in x: one entry of ``all_actions`` for each.
+    # ------------------------------------------------------------------------------------------ what was measured
+
+    def training(self, generator: torch.Generator) -> Self:
+        """The same model as ∇l sees it: with dropout drawn from the generator and normalized by the batch, where the network does that."""
+        network = self.network.training(generator)
+        return self if network is self.network else self._with(network=network)
+
+    def with_buffers(self, buffers: Buffers | None) -> Self:
+        """The same model with other statistics; None takes those before anything was seen."""
+        buffers = self._unmeasured() if buffers is None else buffers
+        if buffers.empty and self.buffers.empty:
+            return self
+        return self._with(buffers=buffers, network=self.network.with_statistics(buffers.channels))
+
+    def absorb(self, x: Tensor, fragments: Fragments) -> Self:
+        """The same model after another look at the follower: what was seen counts from now on, and what depends on x is measured at x.
 
         Args:
-            x: [D], or [B, D] for a population.
-            states: [..., *observation], or [B or 1, ..., *observation].
-            actions: [...] int64, likewise.
-
-        Returns:
-            [...], or [B, ...]. Cost: that of ``all_actions``.
-
-        Raises:
-            InvalidProblem: a shape does not fit.
+            x: [D].
+            fragments: what was seen; only living steps count.
         """
-        scores = self.all_actions(x, states)
-        if actions.ndim != scores.ndim - 1:
-            raise InvalidProblem(f"actions have shape {tuple(actions.shape)}: they must be numbers of actions, {list(scores.shape[:-1])}")
-        return scores.gather(-1, actions.expand(scores.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+        model, known = self, self.buffers.observations
+        if known is not None:
+            seen = fragments.states[fragments.alive].to(known.mean.dtype)
+            model = self.with_buffers(replace(self.buffers, observations=known.joined(seen)))
+        return model.settle(x, fragments)
 
-    def _inputs(self, x: Tensor, states: Tensor) -> Tensor:
+    @torch.no_grad()
+    def settle(self, x: Tensor, fragments: Fragments) -> Self:
+        """The same model at another x: what depends on x is measured anew, over what was seen last.
+
+        Args:
+            x: [D].
+            fragments: as for ``absorb``; nothing is added to what was seen.
+        """
+        model, pairs = self, (fragments.states[fragments.alive], fragments.actions[fragments.alive])
+        if not len(pairs[0]):
+            return self
+        network = self.network.measured(self._flat(x)[0], self._rows(x, self._inputs(x, *pairs))[0])
+        if network is not self.network:
+            model = self.with_buffers(replace(self.buffers, channels=network.statistics))
+        unmeasured = self._unmeasured().rewards
+        if unmeasured is not None:
+            plain = model.with_buffers(replace(model.buffers, rewards=unmeasured))
+            rewards = plain.along_each(x, *pairs) / self.scale
+            model = plain.with_buffers(replace(plain.buffers, rewards=unmeasured.joined(rewards.mT)))
+        return model
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    @abstractmethod
+    def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """What the network reads of state-action pairs: [..., *input]."""
+
+    def _observed(self, x: Tensor, states: Tensor) -> Tensor:
         """The one place where states become a network's input."""
-        return states.to(x.dtype)
+        observed = states.to(x.dtype)
+        known = self.buffers.observations
+        return observed if known is None else known.standardized(observed).clamp(-FARTHEST, FARTHEST).to(x.dtype)
 
+    def _outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """Each member's bounded outputs, by one forward pass: [..., *input] → [K, ..., out], with x [B, D] [B or 1, ...] → [B, K, ...]."""
+        parameters, batch = self._flat(x)
+        rows, rest = self._rows(x, inputs)
+        with nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision):
+            outputs = self.network(parameters, rows)
+        outputs = outputs.to(x.dtype).view(*batch, self.members, *rest, outputs.shape[-1])
+        bounded = torch.tanh(outputs) if self.squash == "tanh" else outputs.clamp(-1.0, 1.0)
+        known = self.buffers.rewards
+        if known is not None:
+            axes = (self.members, *(1 for _ in rest), 1)
+            bounded = replace(known, mean=known.mean.view(axes), variance=known.variance.view(axes)).standardized(bounded)
+        return self.scale * bounded
 
-class DiscreteMLPReward(AllActionsReward):
-    """r_x(s, ·) of A actions by a perceptron on the observation; x is its flat parameter vector, laid out as ``MLPReward``'s.
+    def _flat(self, x: Tensor) -> tuple[list[Tensor], torch.Size]:
+        """The parameters with at most one leading axis, of all members of all x's, and the leading axes of x."""
+        batch, parameters = x.shape[:-1], self.parameters(x)
+        if batch and self.members > 1:
+            parameters = [part.flatten(0, 1) for part in parameters]
+        return parameters, batch
 
-    Args:
-        observation_size: numbers in an observation.
-        action_count: A.
-        hidden: widths of the hidden layers.
-        slope: of the leaky ReLU where its input is negative.
-        **options: see ``NetworkOptions``.
+    def _rows(self, x: Tensor, inputs: Tensor) -> tuple[Tensor, torch.Size]:
+        """Inputs as the network takes them, [n, *input] or [B·K or 1, n, *input], and the axes that n is made of."""
+        shape, batch = self.network.input_shape, x.shape[:-1]
+        lead = inputs.shape[: max(inputs.ndim - len(shape), 0)]
+        if inputs.shape[len(lead) :] != shape or len(lead) < len(batch) or (batch and lead[0] not in (1, *batch)):
+            axes = f"[{batch[0]} or 1, ..., " if batch else "[..., "
+            raise InvalidProblem(f"the network's inputs have shape {tuple(inputs.shape)}: they must be {axes}{', '.join(map(str, shape))}]")
+        rest = lead[len(batch) :]
+        rows = inputs.reshape(*lead[: len(batch)], prod(rest), *shape)
+        if self.members > 1:
+            rows = rows.unsqueeze(0) if not batch else rows if len(rows) == 1 else rows.repeat_interleave(self.members, 0)
+        return rows, rest
 
-    Raises:
-        InvalidProblem: a size, the scale or the bound is not positive and finite.
-    """
+    def _mean(self, x: Tensor, each: Tensor) -> Tensor:
+        """Over the members, which lie along the axis after those of x."""
+        axis = x.ndim - 1
+        return each.squeeze(axis) if self.members == 1 else each.mean(axis)
 
-    def __init__(
-        self,
-        observation_size: int,
-        action_count: int,
-        *,
-        hidden: tuple[int, ...] = (64, 64),
-        slope: float = 0.01,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        super().__init__(Perceptron((observation_size, *hidden, action_count), slope), **options)
-        self.observation_size, self.action_count, self.hidden = observation_size, action_count, tuple(hidden)
+    def _unmeasured(self) -> Buffers:
+        observations, rewards = (
+            Moments.none(shape, self.dtype, self.device) if name in self.normalize else None
+            for name, shape in (("observations", self._observation_shape()), ("rewards", (self.members,)))
+        )
+        return Buffers(observations, rewards)
 
-    @classmethod
-    def for_world(
-        cls, world: DiscreteWorld, *, hidden: tuple[int, ...] = (64, 64), slope: float = 0.01, **options: Unpack[NetworkOptions]
-    ) -> Self:
-        """A network that fits a world's observations and actions, on its device unless another is named."""
-        options.setdefault("device", world.device)
-        return cls(world.observation_size, world.action_count, hidden=hidden, slope=slope, **options)
+    def _observation_shape(self) -> tuple[int, ...]:
+        return self.network.input_shape
+
+    def _with(self, **values: object) -> Self:
+        other = copy(self)
+        vars(other).update(values)
+        return other

@@ -1,0 +1,117 @@
+"""Networks as functions of their parameters: one, or a population of them side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bilevel_gym.errors import InvalidProblem
+
+__all__ = ["Network", "Parameter", "Perceptron", "affine", "fan_in"]
+
+
+class Parameter(NamedTuple):
+    """One of a network's parameters: its shape, and the uniform law of its first draw."""
+
+    shape: tuple[int, ...]
+    centre: float
+    """The mean of the law."""
+    spread: float
+    """Half of the law's width, 0 for a constant."""
+
+
+def fan_in(shape: tuple[int, ...], inputs: int) -> Parameter:
+    """A weight or bias that is uniform in ±1/√inputs, as ``torch.nn.Linear`` and ``Conv2d`` draw theirs."""
+    return Parameter(shape, 0.0, inputs**-0.5)
+
+
+class Network(ABC):
+    """An architecture: what a list of parameters computes. It holds no parameters, and statistics only if it normalizes by them."""
+
+    statistics: Tensor | None = None
+    """What it has measured of its inputs, constant in the gradient; None where it needs nothing of the kind."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[Parameter]:
+        """In the order in which they lie in the flat vector."""
+
+    @abstractmethod
+    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """One network on [n, *input], or B networks on [B or 1, n, *input].
+
+        Args:
+            parameters: as ``self.parameters``, each with a leading axis B for a population.
+            inputs: the axis B is 1 where all members see the same.
+
+        Returns:
+            [n, out], or [B, n, out].
+        """
+
+    def training(self, generator: torch.Generator) -> Network:
+        """The same network as ∇l sees it, with dropout drawn from the generator and statistics of the batch, if it has these."""
+        return self
+
+    def measured(self, parameters: Sequence[Tensor], inputs: Tensor) -> Self:
+        """The same network with the statistics that these parameters have on these inputs."""
+        return self
+
+    def with_statistics(self, statistics: Tensor | None) -> Self:
+        """The same network with given statistics; None takes those that nothing was measured for."""
+        return self
+
+
+@dataclass(frozen=True)
+class Perceptron(Network):
+    """Affine layers with leaky ReLUs between them.
+
+    Args:
+        sizes: (in, *hidden, out).
+        slope: of the leaky ReLU where its input is negative.
+
+    Raises:
+        InvalidProblem: a size is not positive.
+    """
+
+    sizes: tuple[int, ...]
+    slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        if min(self.sizes) < 1:
+            raise InvalidProblem(f"the sizes {self.sizes} of the layers must be positive")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(in,)."""
+        return self.sizes[:1]
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Weight [out, in] and bias [out] in turn."""
+        return [fan_in(shape, inputs) for inputs, outputs in pairwise(self.sizes) for shape in ((outputs, inputs), (outputs,))]
+
+    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """[n, in] → [n, out]; for a population [B or 1, n, in] → [B, n, out]. Cost: a product a layer."""
+        units = affine(inputs, *parameters[:2])
+        for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+            units = affine(functional.leaky_relu(units, self.slope), weight, bias)
+        return units
+
+
+def affine(units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Wu + b: [n, in], [out, in], [out] → [n, out]; for a population [B or 1, n, in], [B, out, in], [B, out] → [B, n, out]."""
+    if weight.ndim == 2:
+        return functional.linear(units, weight, bias)
+    return torch.baddbmm(bias.unsqueeze(-2), units.expand(len(weight), -1, -1), weight.mT)

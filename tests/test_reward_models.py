@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from bilevel_gym import checkpoint
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
-from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward
+from bilevel_gym.frames import FrameStacks
+from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward, pixels
 from bilevel_gym.rewards.convolutions import BatchNormalized
 from bilevel_gym.rewards.normalizer import Moments
 from bilevel_gym.types import AllActions, Buffered, RewardModel
@@ -251,6 +252,22 @@ def test_pixels_are_divided_once() -> None:
     torch.testing.assert_close(reward.all_actions(x, white), inside)
     with pytest.raises(InvalidProblem, match="uint8"):
         reward.all_actions(x, white / 255.0)
+
+
+def test_many_frames_and_shared_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """r and ∇r of many stacks must not depend on the parts that they are taken in, nor on how their frames are kept."""
+    reward, x, _ = looked("cnn-ensemble")
+    pictures = torch.randint(256, (3, 7, 12, 12), generator=generator(5), dtype=torch.uint8)
+    shared = FrameStacks.sliding(pictures, 2)
+    actions = torch.randint(ACTIONS, (3, 7), generator=generator(6))
+    leaf = x.clone().requires_grad_()
+    whole = reward.along(leaf, shared.stacks(), actions)
+    (slope,) = torch.autograd.grad(whole.sum(), leaf)
+    monkeypatch.setattr(pixels, "PART", 4)
+    parts = reward.along(leaf, shared, actions)  # type: ignore[arg-type]
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts.sum(), leaf)[0], slope)
+    torch.testing.assert_close(reward.along(x, shared, actions), whole)  # type: ignore[arg-type]
 
 
 def test_measured_statistics_are_those_of_the_batch() -> None:

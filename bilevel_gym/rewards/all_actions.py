@@ -26,16 +26,20 @@ class AllActionsReward(NetworkReward):
         Raises:
             InvalidProblem: a shape does not fit.
         """
-        return self._mean(x, self._outputs(x, self._observed(x, states)))
+        return self._mean(x, self._scores(x, states))
 
     def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """Each member's r at state-action pairs, one entry of its r(s, ·) for each: actions [...] int64 → [K, ...]."""
-        scores = self._outputs(x, self._inputs(x, states, actions))
+        scores = self._scores(x, states)
         if actions.ndim != scores.ndim - 2:
             expected = [*scores.shape[: x.ndim - 1], *scores.shape[x.ndim : -1]]
             raise InvalidProblem(f"actions have shape {tuple(actions.shape)}: they must be numbers of actions, {expected}")
         chosen = actions.unsqueeze(x.ndim - 1).expand(scores.shape[:-1])
         return scores.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+    def _scores(self, x: Tensor, states: Tensor) -> Tensor:
+        """Each member's r(s, ·): [K, ..., A], or [B, K, ..., A]."""
+        return self._outputs(x, self._observed(x, states))
 
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         return self._observed(x, states)

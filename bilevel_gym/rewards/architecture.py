@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class Network(ABC):
 
     statistics: Tensor | None = None
     """What it has measured of its inputs, constant in the gradient; None where it needs nothing of the kind."""
+
+    measures: ClassVar[bool] = False
+    """Whether it has statistics."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether what it computes of an input does not depend on the other inputs."""
+        return True
 
     @property
     @abstractmethod

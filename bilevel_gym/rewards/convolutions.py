@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -144,11 +144,17 @@ class BatchNormalized(Network):
     convolutions: Convolutions
     dropout: float = 0.0
     statistics: Tensor | None = None
+    measures: ClassVar[bool] = True
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise InvalidProblem(f"dropout is {self.dropout}: it must be in [0, 1), such as 0.5")
+
+    @property
+    def alone(self) -> bool:
+        """Not in ``training``."""
+        return self.generator is None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 from typing import Literal, Self, TypedDict
 
 import numpy as np
@@ -24,6 +24,9 @@ __all__ = ["NetworkOptions", "NetworkReward", "Normalized"]
 
 Normalized = Literal["observations", "rewards"]
 """What may be normalized by its mean and deviation."""
+
+MEASURED = 4096
+"""Steps of a look, evenly spread, that what depends on x is measured over."""
 
 FARTHEST = 10.0
 """Normalized observations are clipped there: what hardly moved so far does not dominate when it first does."""
@@ -175,9 +178,9 @@ class NetworkReward(ABC):
 
     def with_buffers(self, buffers: Buffers | None) -> Self:
         """The same model with other statistics; None takes those before anything was seen."""
-        buffers = self._unmeasured() if buffers is None else buffers
-        if buffers.empty and self.buffers.empty:
+        if not self._measures:
             return self
+        buffers = self._unmeasured() if buffers is None else buffers
         return self._with(buffers=buffers, network=self.network.with_statistics(buffers.channels))
 
     def absorb(self, x: Tensor, fragments: Fragments) -> Self:
@@ -201,9 +204,11 @@ class NetworkReward(ABC):
             x: [D].
             fragments: as for ``absorb``; nothing is added to what was seen.
         """
-        model, pairs = self, (fragments.states[fragments.alive], fragments.actions[fragments.alive])
-        if not len(pairs[0]):
+        steps = int(fragments.alive.sum())
+        if not self._measures or not steps:
             return self
+        kept = slice(None, None, ceil(steps / MEASURED))
+        model, pairs = self, (fragments.states[fragments.alive][kept], fragments.actions[fragments.alive][kept])
         network = self.network.measured(self._flat(x)[0], self._rows(x, self._inputs(x, *pairs))[0])
         if network is not self.network:
             model = self.with_buffers(replace(self.buffers, channels=network.statistics))
@@ -264,6 +269,10 @@ class NetworkReward(ABC):
         """Over the members, which lie along the axis after those of x."""
         axis = x.ndim - 1
         return each.squeeze(axis) if self.members == 1 else each.mean(axis)
+
+    @property
+    def _measures(self) -> bool:
+        return bool(self.normalize) or self.network.measures
 
     def _unmeasured(self) -> Buffers:
         observations, rewards = (

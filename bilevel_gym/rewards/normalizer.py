@@ -54,8 +54,3 @@ class Buffers:
     """[K] of each member's r, at the current x over the last look at the follower."""
     channels: Tensor | None = None
     """[2, C] or [2, K, C] the batch norm's mean and variance, at the current x over the last look at the follower."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing that could be measured."""
-        return self.observations is None and self.rewards is None and self.channels is None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from math import prod
 from typing import Literal, Protocol, Self, Unpack
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.frames import to_stacks
 from bilevel_gym.rewards.all_actions import AllActionsReward
 from bilevel_gym.rewards.convolutions import LAYERS, BatchNormalized, Convolution, Convolutions
 from bilevel_gym.rewards.network import NetworkOptions, Normalized
@@ -16,6 +21,9 @@ __all__ = ["CNNReward", "Norm", "PixelWorld"]
 
 Norm = Literal["batch"]
 """How the outputs of convolutions are normalized."""
+
+PART = 4096
+"""Stacks of frames that are turned into floats at a time, half a gigabyte at 84×84×4."""
 
 
 class PixelWorld(Protocol):
@@ -88,8 +96,21 @@ class CNNReward(AllActionsReward):
         shape = world.observation_shape
         return cls(world.action_count, observation_shape=shape, hidden=hidden, norm=norm, dropout=dropout, **options)
 
+    def _scores(self, x: Tensor, states: Tensor) -> Tensor:
+        """In parts where there are many frames, each of which a backward pass computes anew: pixels in float32 are large."""
+        lead = states.shape[:-3]
+        if x.ndim > 1 or prod(lead) <= PART or not self.network.alone:
+            return super()._scores(x, states)
+        score: Callable[[Tensor, Tensor], Tensor] = super()._scores
+        if torch.is_grad_enabled() and x.requires_grad:
+            score = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+        parts = states.flatten(0, len(lead) - 1).split(PART)
+        joined: Tensor = torch.cat([score(x, part) for part in parts], 1).unflatten(1, lead)
+        return joined
+
     def _observed(self, x: Tensor, states: Tensor) -> Tensor:
         """The one place where frames become a network's input."""
+        states = to_stacks(states)
         if states.dtype != torch.uint8:
             raise InvalidProblem(f"frames are {states.dtype}: give them as uint8, so that they are divided by 255 exactly once")
         return states.to(x.dtype).div_(255.0)

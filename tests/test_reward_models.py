@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from bilevel_gym import checkpoint
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import FrameStacks
-from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward, pixels
+from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward, network_for, pixels
 from bilevel_gym.rewards.convolutions import BatchNormalized
 from bilevel_gym.rewards.normalizer import Moments
 from bilevel_gym.types import AllActions, Buffered, RewardModel
@@ -324,3 +326,34 @@ def test_refuses_what_cannot_be(make, message: str) -> None:
     """Without it a wrong option would be found deep inside a convolution, or never."""
     with pytest.raises(InvalidProblem, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("world", "kind", "dimension"),
+    [
+        ({"observation_size": 3, "action_size": 2, "action_low": -torch.ones(2), "action_high": torch.ones(2)}, MLPReward, 6 * 8 + 9),
+        ({"observation_size": 3, "action_count": 4}, DiscreteMLPReward, 4 * 8 + 9 * 4),
+        ({"observation_shape": (4, 84, 84), "action_count": 4}, CNNReward, 14208 + 785 * 8 + 9 * 4),
+    ],
+)
+def test_network_for_fits_the_world(world, kind: type[NetworkReward], dimension: int) -> None:
+    """Without it each task would choose a network by hand, and one that reads something else would fail in a product."""
+    shape = world.get("observation_shape", (3,))
+    reward = network_for(SimpleNamespace(**{"observation_shape": shape, "device": "cpu", **world}), hidden=(8,), members=2)
+    assert type(reward) is kind
+    assert reward.dimension == 2 * dimension
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        {"observation_shape": (3, 3), "action_count": 2},
+        {"observation_shape": (4, 84, 84), "action_low": torch.zeros(2)},
+        {"observation_shape": (5,)},
+        {"action_count": 2},
+    ],
+)
+def test_network_for_refuses_what_no_network_reads(world) -> None:
+    """The message must say what was seen, and what can be."""
+    with pytest.raises(InvalidProblem, match="no reward network fits"):
+        network_for(SimpleNamespace(**world))

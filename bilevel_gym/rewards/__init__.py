@@ -2,6 +2,7 @@
 
 from bilevel_gym.rewards.all_actions import AllActionsReward
 from bilevel_gym.rewards.box import Box
+from bilevel_gym.rewards.fitting import network_for
 from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
 from bilevel_gym.rewards.mlp import DiscreteMLPReward, MLPReward
@@ -24,4 +25,5 @@ __all__ = [
     "NetworkReward",
     "QuadraticCost",
     "QuadraticReward",
+    "network_for",
 ]

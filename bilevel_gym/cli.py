@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,10 +25,12 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import bilevel_gym
-from bilevel_gym.errors import BilevelError, InvalidProblem, MissingExtra
+from bilevel_gym.errors import BilevelError, InvalidProblem, MissingExtra, UnknownName
 
 if TYPE_CHECKING:
-    from bilevel_gym.agents.runs import RunSpec
+    from bilevel_gym.agents.callbacks import StopOnBudget
+    from bilevel_gym.agents.loop import Callback
+    from bilevel_gym.agents.runs import Run, RunSpec
 
 __all__ = ["app"]
 
@@ -58,6 +61,8 @@ app = typer.Typer(
     epilog="Begin with: [bold]bilevel-gym list[/bold], then [bold]bilevel-gym train bilevel/RandomMDP-v0 --steps 500[/bold]",
 )
 
+MEASURE = "Measure, log and stop"
+"""The heading of options that change nothing of what is trained."""
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)]
 Id = Annotated[str, typer.Argument(help="A registered id, see [bold]list[/bold]; module:id imports the module first.", show_default=False)]
 
@@ -106,6 +111,40 @@ def train(
         int, typer.Option(min=1, help="CPU threads; one is quickest for small networks, and another number rounds differently.")
     ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel=MEASURE, help="Upper steps between two evaluations on the side.", show_default="never"),
+    ] = None,
+    eval_episodes: Annotated[
+        int, typer.Option(min=1, rich_help_panel=MEASURE, help="Episodes of each; tables are evaluated exactly.")
+    ] = 10,
+    best: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            rich_help_panel=MEASURE,
+            help="Keep the best state by a metric, such as objective or eval_true_return, in best.pt.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=NUMBER",
+            rich_help_panel=MEASURE,
+            help="Stop once so many lower_step, env_steps, comparisons or seconds are spent; may be given more than once.",
+            show_default=False,
+        ),
+    ] = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROJECT",
+            rich_help_panel=MEASURE,
+            help="Log to Weights & Biases too (extra [bold]wandb[/bold]); WANDB_MODE=offline needs no network.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train an agent, into a folder with metrics, checkpoints and a learning curve.
 
@@ -118,7 +157,7 @@ def train(
 
     torch.set_num_threads(threads)
     env_kwargs = _options("--set", [*(set_ or []), *([f"preset={preset}"] if preset is not None else [])])
-    given = {
+    given: dict[str, Any] = {
         "agent": agent,
         "seed": seed,
         "env_kwargs": env_kwargs or None,
@@ -126,7 +165,7 @@ def train(
     }
     given = {"id": env_id, **{name: value for name, value in given.items() if value is not None}}
     catalogued = bilevel_gym.registration.CATALOGUE.get(env_id)
-    spec = RunSpec(**{"agent": catalogued.agents[0] if catalogued and catalogued.agents else "m_sobirl", **given})  # type: ignore[arg-type]
+    spec = RunSpec(**{"agent": catalogued.agents[0] if catalogued and catalogued.agents else "m_sobirl", **given})
     folder = output or Path("runs") / f"{env_id.rpartition('/')[2].lower()}-{spec.agent}-seed{spec.seed}"
     run = Run.load(folder, **given) if resume else Run.create(spec, folder)
     total = steps or run.planned or (run.env.spec and run.env.spec.max_episode_steps) or 100
@@ -136,12 +175,16 @@ def train(
     out.print(
         f"{run.spec.id} · {run.spec.agent} · seed {run.spec.seed} · steps {run.step} to {total} · {folder}", style="dim", soft_wrap=True
     )
-    stop = StopOnSignal(announce=_announce)
-    run.train(total, checkpoint_every=checkpoint_every, progress_bar=not quiet, stop=stop)
+    stop, spending = StopOnSignal(announce=_announce), _budget(budget or [])
+    callbacks = _measuring(run, eval_every, eval_episodes, best, wandb)
+    callbacks += [] if spending is None else [spending]
+    run.train(total, checkpoint_every=checkpoint_every, progress_bar=not quiet, stop=stop, callbacks=callbacks)
     if stop.received is not None and run.step < total:
         err.print(f"stopped and saved at step {run.step} of {total}; to go on:")
         err.print(_resume_command(ctx, run.spec, total, folder), soft_wrap=True, markup=False)
         raise typer.Exit(128 + stop.received)
+    if spending is not None and spending.spent is not None:
+        out.print(f"stopped at step {run.step} of {total}: the budget of {spending.spent} is spent", soft_wrap=True)
     out.print(f"objective {float(run.bilevel.evaluation.value):.6g} after {run.step} steps; the run is in {folder}", soft_wrap=True)
     _draw_curve(folder)
 
@@ -151,12 +194,13 @@ def evaluate(
     folder: Folder,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes for each return.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes.")] = 0,
+    best: Annotated[bool, typer.Option("--best", help="The state that train --best has kept, in place of the last one.")] = False,
 ) -> None:
     """Measure what a run has learned: solved exactly on tables, played against random actions elsewhere."""
     from bilevel_gym.agents.evaluation import evaluate_env
-    from bilevel_gym.agents.runs import Run
+    from bilevel_gym.agents.runs import BEST, CHECKPOINT, Run
 
-    run = Run.load(folder)
+    run = Run.load(folder, file=BEST if best else CHECKPOINT)
     heading = f"{run.spec.id} · {run.spec.agent} · seed {run.spec.seed} · step {run.step}"
     table = Table("", "value", "± s.e.", "", title=heading, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in (1, 2):
@@ -237,6 +281,44 @@ def _options(flag: str, pairs: list[str]) -> dict[str, Any]:
     return found
 
 
+def _measuring(run: Run, eval_every: int | None, episodes: int, best: str | None, wandb: str | None) -> list[Callback]:
+    """What looks at a training and changes nothing, in the order in which it is called.
+
+    Raises:
+        InvalidProblem: the best by an evaluation is to be kept, and there are none.
+    """
+    from bilevel_gym.agents.callbacks import BestKeeper, Evaluator, WandbLogger
+    from bilevel_gym.agents.runs import BEST
+
+    if best is not None and best.startswith("eval_") and eval_every is None:
+        raise InvalidProblem(f"--best {best} is measured by evaluations: say --eval-every K, too")
+    described = asdict(run.spec)
+    callbacks: list[Callback] = [] if eval_every is None else [Evaluator(eval_every, episodes=episodes)]
+    if best is not None:
+        callbacks.append(BestKeeper(run.folder / BEST, best, run=described))
+    if wandb is not None:
+        callbacks.append(WandbLogger(wandb, folder=run.folder, resume=run.step > 0, name=run.folder.name, config=described))
+    return callbacks
+
+
+def _budget(pairs: list[str]) -> StopOnBudget | None:
+    """What ends the training early, where something does.
+
+    Raises:
+        InvalidProblem: not KEY=NUMBER.
+        UnknownName: no such counter.
+    """
+    from bilevel_gym.agents.callbacks import StopOnBudget
+
+    limits, known = _options("--budget", pairs), list(inspect.signature(StopOnBudget).parameters)
+    for name, limit in limits.items():
+        if name not in known:
+            raise UnknownName("counter", name, known)
+        if not isinstance(limit, int | float):
+            raise InvalidProblem(f"--budget {name}={limit}: write a number, such as --budget {name}=100000")
+    return StopOnBudget(**limits) if limits else None
+
+
 def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path) -> str:
     words = [
         *ctx.find_root().command_path.split(),
@@ -252,7 +334,16 @@ def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path)
     for flag, kwargs in (("--set", spec.env_kwargs), ("--agent-set", spec.agent_kwargs)):
         for key, value in kwargs.items():
             words += [flag, f"{key}={json.dumps(value)}"]
+    for flag, values in _given(ctx).items():
+        for value in values:
+            words += [flag, str(value)]
     return shlex.join([*words, "--output", str(folder), "--resume"])
+
+
+def _given(ctx: typer.Context) -> dict[str, list[Any]]:
+    """What was said about measuring, logging and stopping, as words of the command line."""
+    said = {f"--{name.replace('_', '-')}": ctx.params[name] for name in ("eval_every", "eval_episodes", "best", "wandb", "budget")}
+    return {flag: list(value) if isinstance(value, list | tuple) else [value] for flag, value in said.items() if value is not None}
 
 
 def _announce(_: int) -> None:

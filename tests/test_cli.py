@@ -413,7 +413,7 @@ def test_callbacks_work_without_the_command_line(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [row["upper_step"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[3]["objective"] == ""
-    assert "surprise" not in rows[0]
+    assert [row["surprise"] for row in rows] == ["", "", "", "1"]
     assert np.isnan(read_metrics(tmp_path)["objective"][3])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bilevel_gym.agents import Evaluator, together
 from bilevel_gym.agents.runs import RECIPES, make_agent, make_env
 from bilevel_gym.registration import CATALOGUE
 
@@ -58,7 +59,7 @@ def test_every_metric_is_in_the_glossary(name, agent):
     env = make_env(name, {"preset": "tiny"} if "env_id" in CATALOGUE[name].kwargs else {})
     env.reset(seed=0)
     seen: set[str] = set()
-    make_agent(agent, env).learn(1, lambda _, metrics: seen.update(metrics))
+    make_agent(agent, env).learn(1, together(Evaluator(1, episodes=1), lambda _, metrics: seen.update(metrics)))
     env.close()
     assert seen <= explained
 

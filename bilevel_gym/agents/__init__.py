@@ -1,6 +1,16 @@
 """Agents that act on the outer environment: a few classes, and a named constructor a paper."""
 
-from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
+from bilevel_gym.agents.callbacks import (
+    BestKeeper,
+    Checkpointer,
+    CSVLogger,
+    Evaluator,
+    StopOnBudget,
+    StopOnSignal,
+    TensorBoardLogger,
+    WandbLogger,
+    together,
+)
 from bilevel_gym.agents.cma_es import CMAES
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent, Optimizer
@@ -12,9 +22,11 @@ from bilevel_gym.agents.search import RandomSearch, Search, SearchAgent
 __all__ = [
     "CMAES",
     "Agent",
+    "BestKeeper",
     "CSVLogger",
     "Callback",
     "Checkpointer",
+    "Evaluator",
     "HypergradientAgent",
     "Optimizer",
     "RandomSearch",
@@ -22,8 +34,10 @@ __all__ = [
     "RunSpec",
     "Search",
     "SearchAgent",
+    "StopOnBudget",
     "StopOnSignal",
     "TensorBoardLogger",
+    "WandbLogger",
     "aid",
     "cma_es",
     "drlhf",

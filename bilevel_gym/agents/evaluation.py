@@ -7,12 +7,14 @@ from math import nan, sqrt
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from bilevel_gym.envs import BilevelEnv, Counters, ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import Exact
+from bilevel_gym.numerics import factorize, solve_transposed
 from bilevel_gym.solvers import SoftPolicyIteration
-from bilevel_gym.types import World
+from bilevel_gym.types import Trajectory, World
 
 __all__ = ["Measurement", "evaluate_env", "evaluate_policy"]
 
@@ -28,6 +30,8 @@ class Measurement(NamedTuple):
     """Over the episodes; None for numbers that are not sampled here."""
     note: str = ""
     """How it was obtained."""
+    metric: str | None = None
+    """What an ``Evaluator`` logs it as, behind ``eval_``; None where the last upper step has logged it already."""
 
 
 def evaluate_policy(
@@ -49,30 +53,24 @@ def evaluate_policy(
         UnsupportedProblem: the world has no true reward, or no horizon and no ``steps`` is given.
         InvalidProblem: ``episodes`` is not positive.
     """
-    if episodes < 1:
-        raise InvalidProblem(f"episodes is {episodes}: play one at least")
-    steps = getattr(world, "horizon", None) if steps is None else steps
-    if steps is None:
-        raise UnsupportedProblem(f"{type(world).__name__} has no horizon: say how many steps an episode has")
-    trajectory = world.rollout(policy, trajectories=episodes, steps=steps, generator=generator)
-    if trajectory.rewards is None:
-        raise UnsupportedProblem(f"{type(world).__name__} has no true reward, so a policy has no true return in it")
-    returns = (trajectory.rewards.double() * trajectory.alive).sum(-1)
-    error = float(returns.std()) / sqrt(episodes) if episodes > 1 else nan
-    return float(returns.mean()), error
+    trajectory = _play(world, policy, episodes, generator, steps)
+    return _summary(_true_rewards(world, trajectory), trajectory)
 
 
-def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0) -> list[Measurement]:
+def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0, baseline: bool = True) -> list[Measurement]:
     """Measure where an environment stands; it stays as it is, its generators and counters included.
 
     * what the last upper step saw: objective, gap and metrics;
-    * on tables with an explicit objective: f at the exact soft-optimal policy of x, and ‖∇φ(x)‖, to rounding;
-    * on worlds with episodes and a true reward: the true return of the policy, and of uniformly random actions on the same resets.
+    * on tables, where the exact hyper-gradient is to be had: f at the exact soft-optimal policy of x, and ‖∇φ(x)‖, to rounding;
+    * on tables: E Σ γ^t r of the response's policy, for r_x and, where there is one, for the true reward, exact and without entropy;
+    * on worlds with episodes: the undiscounted return of the policy under r_x, and where there is a true reward also under that, beside
+      the true return of uniformly random actions on the same resets.
 
     Args:
         env: after its first reset, or after ``set_state``.
         episodes: for the returns.
         seed: of the resets and actions.
+        baseline: whether to play the random actions.
     """
     found = [
         Measurement("objective", float(env.evaluation.value), note="last upper step"),
@@ -82,12 +80,44 @@ def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0) -> list[
     problem: Any = env.problem
     if Exact().supports(problem) is None:
         found += _solved(env)
-    world = problem.world
-    if hasattr(world, "horizon") and hasattr(world, "uniform"):
-        for name, policy in (("learned", env.response.policy), ("random", world.uniform())):
-            generator = torch.Generator(device=env.problem.domain.device).manual_seed(seed)
-            mean, error = evaluate_policy(world, policy, episodes=episodes, generator=generator)
-            found.append(Measurement(f"true return, {name} policy", mean, error, f"{episodes} episodes of {world.horizon} steps"))
+    if problem.tabular:
+        found += _values(env)
+    if hasattr(problem.world, "horizon") and hasattr(problem.world, "uniform"):
+        found += _returns(env, episodes, seed, baseline)
+    return found
+
+
+def _returns(env: BilevelEnv, episodes: int, seed: int, baseline: bool) -> list[Measurement]:
+    """Sampled returns of the learned policy, and of the random one."""
+    problem: Any = env.problem
+    world, found, note = problem.world, [], f"{episodes} episodes of {problem.world.horizon} steps"
+    for name, policy in (("learned", env.response.policy), *((("random", world.uniform()),) if baseline else ())):
+        generator = torch.Generator(device=problem.domain.device).manual_seed(seed)
+        played = _play(world, policy, episodes, generator)
+        learned = name == "learned"
+        if played.rewards is not None:
+            mean, error = _summary(played.rewards, played)
+            found.append(Measurement(f"true return, {name} policy", mean, error, note, "true_return" if learned else None))
+        if learned:
+            with torch.no_grad():
+                mean, error = _summary(problem.reward.along(env.x, played.states, played.actions), played)
+            found.append(Measurement("learned return", mean, error, note, "learned_return"))
+    return found
+
+
+@torch.no_grad()
+def _values(env: BilevelEnv) -> list[Measurement]:
+    """Exact discounted values of the response's policy, without entropy."""
+    problem: Any = env.problem
+    x, policy = env.x, env.response.policy
+    mdp = problem.at(x)
+    factor = factorize(mdp, policy)
+    found = []
+    for name, reward in (("true", problem.world.true_reward), ("learned", mdp.reward)):
+        if reward is not None:
+            value = solve_transposed(factor, (policy * reward).sum(-1), transposed=False)
+            mean = float(problem.over_contexts((mdp.start * value).sum(-1)))
+            found.append(Measurement(f"{name} value", mean, note="of this policy, exact", metric=f"{name}_value"))
     return found
 
 
@@ -102,7 +132,29 @@ def _solved(env: BilevelEnv) -> list[Measurement]:
     value = objective.value(problem, x, response.policy)
     oracle = ProblemOracle(problem, solver, torch.Generator(), Counters())
     gradient, _ = Exact()(oracle, x, response, replace(env.evaluation, value=value), None)
+    norm = float(gradient.value.norm())
     return [
-        Measurement("objective, solved exactly", float(value), note=f"residual {float(response.gap):.1e}"),
-        Measurement("exact gradient norm", float(gradient.value.norm()), note="0 at the optimum"),
+        Measurement("objective, solved exactly", float(value), note=f"residual {float(response.gap):.1e}", metric="objective"),
+        Measurement("exact gradient norm", norm, note="0 at the optimum", metric="norm_hypergradient"),
     ]
+
+
+def _play(world: World, policy: Any, episodes: int, generator: torch.Generator, steps: int | None = None) -> Trajectory:
+    if episodes < 1:
+        raise InvalidProblem(f"episodes is {episodes}: play one at least")
+    steps = getattr(world, "horizon", None) if steps is None else steps
+    if steps is None:
+        raise UnsupportedProblem(f"{type(world).__name__} has no horizon: say how many steps an episode has")
+    return world.rollout(policy, trajectories=episodes, steps=steps, generator=generator)
+
+
+def _true_rewards(world: World, trajectory: Trajectory) -> Tensor:
+    if trajectory.rewards is None:
+        raise UnsupportedProblem(f"{type(world).__name__} has no true reward, so a policy has no true return in it")
+    return trajectory.rewards
+
+
+def _summary(rewards: Tensor, trajectory: Trajectory) -> tuple[float, float]:
+    """Mean and standard error of Σ_t r_t over the living steps: [N, T]."""
+    returns = (rewards.double() * trajectory.alive).sum(-1)
+    return float(returns.mean()), float(returns.std()) / sqrt(len(returns)) if len(returns) > 1 else nan

@@ -11,7 +11,7 @@ import numpy as np
 
 from bilevel_gym.agents.progress import Progress
 
-__all__ = ["Agent", "Callback", "OuterEnv"]
+__all__ = ["Agent", "Answer", "Callback", "OuterEnv"]
 
 OuterEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 """One outer environment, or a batch of them whose x's have a leading axis [N, D]."""
@@ -78,8 +78,11 @@ class Agent(ABC):
         return self
 
 
-Callback = Callable[[Agent, Mapping[str, float]], bool | None]
-"""Called after each upper step with the agent and its metrics; returning False ends the training."""
+Answer = bool | Mapping[str, float] | None
+"""False ends the training; a mapping is more metrics, for the callbacks after this one (see ``callbacks.together``)."""
+
+Callback = Callable[[Agent, Mapping[str, float]], Answer]
+"""Called after each upper step with the agent and its metrics."""
 
 
 def _go_on(env: OuterEnv) -> tuple[Any, dict[str, Any]]:

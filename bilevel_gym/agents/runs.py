@@ -13,10 +13,10 @@ import inspect
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium as gym
 import torch
@@ -29,9 +29,10 @@ from bilevel_gym.agents.loop import Agent, Callback
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName
 
-__all__ = ["CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "RunSpec", "make_agent", "make_env"]
+__all__ = ["BEST", "CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "RunSpec", "make_agent", "make_env"]
 
-CHECKPOINT, METRICS, DESCRIPTION, CURVE, EVENTS = "checkpoint.pt", "metrics.csv", "run.json", "learning_curve.png", "tensorboard"
+CHECKPOINT, BEST, METRICS, DESCRIPTION = "checkpoint.pt", "best.pt", "metrics.csv", "run.json"
+CURVE, EVENTS = "learning_curve.png", "tensorboard"
 """The names in a run folder."""
 
 RECIPES: dict[str, Callable[..., Agent]] = {name: getattr(recipes, name) for name in recipes.__all__}
@@ -90,23 +91,24 @@ class Run:
         return run
 
     @classmethod
-    def load(cls, folder: str | Path, **expected: Any) -> Run:
+    def load(cls, folder: str | Path, *, file: str = CHECKPOINT, **expected: Any) -> Run:
         """Go back to the last checkpoint in a folder.
 
         Args:
             folder: of the run.
+            file: another checkpoint in it, such as ``BEST``, which a ``BestKeeper`` wrote.
             **expected: fields of ``RunSpec`` that the run must have been made with.
 
         Raises:
             CheckpointError: there is none, it is damaged, or the run was made with other arguments.
         """
-        saved = checkpoint.load(Path(folder) / CHECKPOINT)
+        saved = checkpoint.load(Path(folder) / file)
         try:
             description = checkpoint.unpack(saved["run"])
             spec = RunSpec(**{name: description[name] for name in ("id", "agent", "seed", "env_kwargs", "agent_kwargs")})
             step, states = int(saved["step"]), (saved["env"], saved["agent"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder}/{CHECKPOINT} was not written by a run ({error} is missing)") from error
+            raise CheckpointError(f"{folder}/{file} was not written by a run ({error} is missing)") from error
         for name, wanted in expected.items():
             if getattr(spec, name) != wanted:
                 raise CheckpointError(
@@ -118,13 +120,9 @@ class Run:
             run.bilevel.set_state(states[0])
             run.agent.set_state(states[1])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{folder}/{CHECKPOINT} does not hold a whole run ({error!r}): it is damaged, or of another release"
-            ) from error
+            raise CheckpointError(f"{folder}/{file} does not hold a whole run ({error!r}): it is damaged, or of another release") from error
         if run.step != step:
-            raise CheckpointError(
-                f"{folder}/{CHECKPOINT} says step {step}, its environment says {run.step}: it was put together from two files"
-            )
+            raise CheckpointError(f"{folder}/{file} says step {step}, its environment says {run.step}: it was put together from two files")
         run.planned = description.get("steps")
         return run
 
@@ -154,8 +152,8 @@ class Run:
             steps: the total, those done before a resume included.
             checkpoint_every: upper steps between two checkpoints; None makes about twenty.
             progress_bar: whether to show one.
-            stop: what may end the training early; it is entered here.
-            callbacks: called after the loggers.
+            stop: what may end the training early on a signal; it is entered here.
+            callbacks: called in this order, before the run's own loggers, which log what these return; context managers are entered here.
 
         Returns:
             whether all steps are done.
@@ -166,10 +164,11 @@ class Run:
         keeper.save(self.agent)  # before anything else is written: a folder that holds a run can always be resumed
         self._describe(described)
         with ExitStack() as stack:
-            after: list[Callback] = [stack.enter_context(CSVLogger(self.folder / METRICS, resume_at=self.step))]
+            after: list[Callback] = [stack.enter_context(own) if _enters(own) else own for own in callbacks]
+            after.append(stack.enter_context(CSVLogger(self.folder / METRICS, resume_at=self.step)))
             with suppress(MissingExtra):  # a run is complete without it
                 after.append(stack.enter_context(TensorBoardLogger(self.folder / EVENTS, resume_at=self.step or None)))
-            after += [*callbacks, keeper]
+            after.append(keeper)
             if stop is not None:
                 after.append(stack.enter_context(stop))
             if steps > self.step:
@@ -257,6 +256,10 @@ def _check_options(kind: str, function: Callable[..., Any], kwargs: Mapping[str,
     for name in kwargs:
         if name not in names:
             raise UnknownName(kind, name, names)
+
+
+def _enters(callback: Any) -> TypeGuard[AbstractContextManager[Any]]:
+    return isinstance(callback, AbstractContextManager)
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from bilevel_gym.errors import CheckpointError
 
 __all__ = ["VERSION", "load", "pack", "save", "unpack"]
 
-VERSION = 1
+VERSION = 2
 """The layout of the checkpoint; a file of another version is refused."""
 
 _TAG = "__class__"

@@ -348,6 +348,8 @@ def test_another_agents_state_is_refused():
     assert other.get_state() == before
     with pytest.raises(CheckpointError, match="dimension 5"):
         agents.random_search(Bowl()).set_state(state)
+    with pytest.raises(CheckpointError, match=r"another RandomSearch than this agent's: step_size \(0\.05 there, 0\.1 here\)"):
+        agents.random_search(small(), step_size=0.1).set_state(state)
 
 
 def test_a_missing_library_is_named(monkeypatch):

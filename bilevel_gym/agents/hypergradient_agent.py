@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bilevel_gym import checkpoint
+from bilevel_gym.agents.identity import described, refuse_other
 from bilevel_gym.agents.loop import Agent, OuterEnv
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
-from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
+from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import PerProblem
 from bilevel_gym.types import Estimator, Hypergradient
 
@@ -148,7 +149,7 @@ class HypergradientAgent(Agent):
     def get_state(self) -> dict[str, Any]:
         """Optimizer, estimator state and counters as plain data; the environment's state is its own."""
         return {
-            "estimator": type(self.estimator).__name__,
+            "estimator": described(self.estimator),
             "dimension": self.x.numel(),
             "x_updates": self.x_updates,
             "optimizer": checkpoint.pack(self.optimizer.state_dict()),
@@ -159,13 +160,9 @@ class HypergradientAgent(Agent):
         """Go back to what ``get_state`` returned.
 
         Raises:
-            CheckpointError: the state is of another estimator or dimension; nothing has changed.
+            CheckpointError: the state is of another estimator, of one with other fields, or of another dimension; nothing has changed.
         """
-        mine = (type(self.estimator).__name__, self.x.numel())
-        if (state["estimator"], state["dimension"]) != mine:
-            raise CheckpointError(
-                f"the state is of {state['estimator']} in dimension {state['dimension']}, this agent is {mine[0]} in dimension {mine[1]}: use the same agent and task"
-            )
-        self.x_updates = int(state["x_updates"])
+        refuse_other((state["estimator"], state["dimension"]), (described(self.estimator), self.x.numel()))
+        updates, estimator_state = int(state["x_updates"]), checkpoint.unpack(state["estimator_state"])
         self.optimizer.load_state_dict(checkpoint.unpack(state["optimizer"]))
-        self._estimator_state = checkpoint.unpack(state["estimator_state"])
+        self.x_updates, self._estimator_state = updates, estimator_state

@@ -11,8 +11,9 @@ import gymnasium as gym
 import numpy as np
 
 from bilevel_gym import checkpoint
+from bilevel_gym.agents.identity import described, refuse_other
 from bilevel_gym.agents.loop import Agent
-from bilevel_gym.errors import CheckpointError, InvalidProblem
+from bilevel_gym.errors import InvalidProblem
 
 __all__ = ["RandomSearch", "RandomSearchState", "Search", "SearchAgent", "refuse_unless_step_size"]
 
@@ -111,7 +112,7 @@ class SearchAgent(Agent):
     def get_state(self) -> dict[str, Any]:
         """The search's state and the best x as plain data; the environment's state is its own."""
         return {
-            "search": type(self.search).__name__,
+            "search": described(self.search),
             "dimension": self._low.size,
             "best_x": checkpoint.pack(self.best_x),
             "best_objective": self.best_objective,
@@ -122,13 +123,9 @@ class SearchAgent(Agent):
         """Go back to what ``get_state`` returned.
 
         Raises:
-            CheckpointError: the state is of another search or dimension; nothing has changed.
+            CheckpointError: the state is of another search, of one with other fields, or of another dimension; nothing has changed.
         """
-        mine = (type(self.search).__name__, self._low.size)
-        if (state["search"], state["dimension"]) != mine:
-            raise CheckpointError(
-                f"the state is of {state['search']} in dimension {state['dimension']}, this agent is {mine[0]} in dimension {mine[1]}: use the same agent and task"
-            )
+        refuse_other((state["search"], state["dimension"]), (described(self.search), self._low.size))
         best_x, search_state = checkpoint.unpack(state["best_x"]), checkpoint.unpack(state["search_state"])
         self.best_x, self.best_objective, self._state = best_x, float(state["best_objective"]), search_state
 

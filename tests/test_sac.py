@@ -18,7 +18,9 @@ from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward, MLPReward
 from bilevel_gym.solvers import SAC
-from bilevel_gym.solvers.actor_critic import ActorCritic, Labelled, Learner, Setting
+from bilevel_gym.solvers.actor_critic import GaussianLearner, Labelled
+from bilevel_gym.solvers.architectures import MLP
+from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
 from bilevel_gym.solvers.networks import GaussianPolicy, gaussian, layer_shapes, log_density
 from bilevel_gym.solvers.products import product_for
 from bilevel_gym.types import Budget, Response
@@ -73,13 +75,15 @@ def seeded(seed: int) -> torch.Generator:
 class Textbook:
     """SAC as the papers write it: modules, one critic after the other, autograd, ``torch.optim.Adam``."""
 
-    def __init__(self, networks: ActorCritic, setting: Setting, rate: float, polyak: float) -> None:
-        self.setting, self.polyak = setting, polyak
-        self.actor = module(setting.actor_sizes, networks.actor, 1, 0)
-        self.critics = [module(setting.critic_sizes, networks.critic, 2, copy) for copy in range(2)]
-        self.targets = [module(setting.critic_sizes, networks.target, 2, copy) for copy in range(2)]
-        self.actor_adam = torch.optim.Adam(self.actor.parameters(), rate)
-        self.critic_adam = torch.optim.Adam([p for critic in self.critics for p in critic.parameters()], rate)
+    def __init__(self, networks: ActorCritic, setting: Setting, rates: Rates) -> None:
+        self.setting, self.rates, self.count = setting, rates, 0
+        self.actor = module(setting.actor.sizes, networks.actor, 1, 0)
+        self.critics = [module(setting.critic.sizes, networks.critic, 2, copy) for copy in range(2)]
+        self.targets = [module(setting.critic.sizes, networks.target, 2, copy) for copy in range(2)]
+        self.log_temperature = networks.log_temperature.clone().requires_grad_()
+        learning = (self.actor.parameters(), [p for critic in self.critics for p in critic.parameters()], [self.log_temperature])
+        adams = (torch.optim.Adam(list(part), rates.learning_rate, eps=rates.adam_epsilon) for part in learning)
+        self.actor_adam, self.critic_adam, self.temperature_adam = adams
 
     def act(self, states: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions with their log-densities."""
@@ -91,8 +95,9 @@ class Textbook:
         return actions, (normal.log_prob(drive) - squashing.log_abs_det_jacobian(drive, actions)).sum(-1)
 
     def update(self, batch: Labelled) -> None:
-        """Critics, actor, targets."""
-        tau, gamma = self.setting.temperature, self.setting.discount
+        """Critics, actor, temperature, targets."""
+        tau = self.setting.temperature if self.setting.entropy is None else self.log_temperature.exp().detach()
+        gamma = self.setting.discount
         with torch.no_grad():
             actions, density = self.act(batch.following, batch.noise[1])
             pairs = torch.cat([batch.following, actions], -1)
@@ -109,10 +114,18 @@ class Textbook:
         self.actor_adam.zero_grad()
         loss.backward()
         self.actor_adam.step()
+        if self.setting.entropy is not None:
+            loss = -(self.log_temperature.exp() * (density.detach() + self.setting.entropy)).mean()
+            self.temperature_adam.zero_grad()
+            loss.backward()
+            self.temperature_adam.step()
+        self.count += 1
+        if self.count % self.rates.target_every:
+            return
         with torch.no_grad():
             for critic, target in zip(self.critics, self.targets, strict=True):
                 for parameter, slow in zip(critic.parameters(), target.parameters(), strict=True):
-                    slow.mul_(1.0 - self.polyak).add_(self.polyak * parameter)
+                    slow.mul_(1.0 - self.rates.polyak).add_(self.rates.polyak * parameter)
 
 
 def module(sizes: tuple[int, ...], flat: Tensor, copies: int, copy: int) -> nn.Sequential:
@@ -127,19 +140,20 @@ def module(sizes: tuple[int, ...], flat: Tensor, copies: int, copy: int) -> nn.S
 
 
 @pytest.mark.parametrize("hidden", [(16, 16), (12,), (8, 9, 10)])
-def test_update_is_the_textbooks(hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("entropy", "rates"), [(None, Rates(3e-3, polyak=0.02)), (-2.0, Rates(3e-3, 1e-4, 1.0, 3))])
+def test_update_is_the_textbooks(hidden: tuple[int, ...], entropy: float | None, rates: Rates) -> None:
     """Without it a slip in the gradients, which are written out, could still learn a little, and nobody would know."""
-    setting = Setting(0.97, 0.3, (5, *hidden, 4), (7, *hidden, 1))
+    setting = Setting(0.97, 0.3, MLP((5, *hidden, 4)), MLP((7, *hidden, 1)), entropy)
     generator, count = seeded(0), 32
     networks = ActorCritic.initial(setting, generator, torch.device("cpu"))
     # In float64: where a gradient is zero up to rounding, Adam makes a whole step of its sign.
     networks = ActorCritic(*(getattr(networks, field.name).double() for field in fields(networks)))
     # Half of log σ beyond either edge of its range, where the gradient is cut.
-    raw = module(setting.actor_sizes, networks.actor, 1, 0)(torch.randn(200, 5, generator=generator).double()).detach()[:, 2:]
+    raw = module(setting.actor.sizes, networks.actor, 1, 0)(torch.randn(200, 5, generator=generator).double()).detach()[:, 2:]
     networks.actor[-2:] += torch.tensor([2.0, -20.0]).double() - raw.median(0).values
     networks.target.add_(0.1 * torch.randn(networks.target.shape, generator=generator, dtype=torch.float64))
-    plain = Textbook(networks, setting, 3e-3, 0.02)
-    learner = Learner(networks, setting, batch_size=count, learning_rate=3e-3, polyak=0.02)
+    plain = Textbook(networks, setting, rates)
+    learner = GaussianLearner(networks, setting, rates, batch_size=count)
     for _ in range(4):
         states, actions, following, rewards, uniform = (
             torch.randn(count, size, generator=generator, dtype=torch.float64) for size in (5, 2, 5, 1, 1)
@@ -149,15 +163,16 @@ def test_update_is_the_textbooks(hidden: tuple[int, ...]) -> None:
         batch = Labelled(states, torch.tanh(actions), following, going, rewards[:, 0], noise)
         learner.update(batch)
         plain.update(batch)
-        close(networks.actor, plain.actor, setting.actor_sizes, 1, 0)
+        close(networks.actor, plain.actor, setting.actor.sizes, 1, 0)
         for copy in range(2):
-            close(networks.critic, plain.critics[copy], setting.critic_sizes, 2, copy)
-            close(networks.target, plain.targets[copy], setting.critic_sizes, 2, copy)
+            close(networks.critic, plain.critics[copy], setting.critic.sizes, 2, copy)
+            close(networks.target, plain.targets[copy], setting.critic.sizes, 2, copy)
+        torch.testing.assert_close(networks.log_temperature, plain.log_temperature.detach(), atol=1e-9, rtol=1e-9)
 
 
 def test_update_in_float32_is_that_in_float64() -> None:
     """Without it the kernels that large float32 products go through could be wrong, since the textbook is followed in float64."""
-    setting, count = Setting(0.97, 0.3, (5, 256, 256, 4), (7, 256, 256, 1)), 256
+    setting, count = Setting(0.97, 0.3, MLP((5, 256, 256, 4)), MLP((7, 256, 256, 1))), 256
     generator = seeded(0)
     single = ActorCritic.initial(setting, generator, torch.device("cpu"))
     for moments in (single.actor_moments, single.critic_moments):
@@ -167,11 +182,11 @@ def test_update_in_float32_is_that_in_float64() -> None:
     states, actions, following, going, rewards = (torch.randn(count, *size, generator=generator) for size in ((5,), (2,), (5,), (), ()))
     batch = Labelled(states, torch.tanh(actions), following, going, rewards, torch.randn(2, count, 2, generator=generator))
     for networks in (single, double):
-        learner = Learner(networks, setting, batch_size=count, learning_rate=1.0, polyak=0.5)
+        learner = GaussianLearner(networks, setting, Rates(learning_rate=1.0, polyak=0.5), batch_size=count)
         learner.update(Labelled(*(column.to(networks.actor.dtype) for column in batch)))
     for field in fields(single):
         pair = (getattr(networks, field.name) for networks in (single, double))
-        for mine, exact in zip(*(tensor.reshape(2, -1) for tensor in pair), strict=True):
+        for mine, exact in zip(*(tensor.reshape(2 - len(tensor) % 2, -1) for tensor in pair), strict=True):
             assert float((mine - exact).norm()) <= 1e-5 * float(exact.norm()), field.name
 
 
@@ -208,17 +223,17 @@ def test_log_density_is_that_of_the_squashed_gaussian() -> None:
 
 def test_residual_vanishes_at_the_solution() -> None:
     """Without it the certificate could be small where the follower is far from its best response, or large where it is there."""
-    setting = Setting(0.5, 0.1, (1, 4, 2), (2, 4, 1))
+    setting = Setting(0.5, 0.1, MLP((1, 4, 2)), MLP((2, 4, 1)))
     networks = ActorCritic.initial(setting, seeded(2), torch.device("cpu"))
     for flat in (networks.critic, networks.target):
         flat.zero_()
         flat[-2:] = 7.0  # Q = 7 everywhere
-    learner = Learner(networks, setting, batch_size=3, learning_rate=0.0, polyak=1.0)
+    learner = GaussianLearner(networks, setting, Rates(learning_rate=0.0, polyak=1.0), batch_size=3)
     batch = Labelled(
         torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), torch.tensor([0.0, 1.0, 1.0]), torch.full((3,), 7.0), torch.zeros(2, 3, 1)
     )
-    residual = learner.residual(batch)[:, :, 0]
-    mean, log_std = gaussian(module(setting.actor_sizes, networks.actor, 1, 0)(torch.zeros(1, 1)).detach())
+    residual = learner.residual(batch)
+    mean, log_std = gaussian(module(setting.actor.sizes, networks.actor, 1, 0)(torch.zeros(1, 1)).detach())
     entropy_term = 0.5 * 0.1 * log_density(mean, log_std, torch.zeros(1, 1))
     torch.testing.assert_close(residual[:, 0], torch.zeros(2))
     torch.testing.assert_close(residual[:, 1], (-0.5 * 7.0 + entropy_term).expand(2))
@@ -240,6 +255,19 @@ def test_learns_the_true_reward_of_pendulum() -> None:
     )
     assert float(learnt) > float(random) + 350.0
     assert float(response.gap) < 0.3
+
+
+@pytest.mark.parametrize("wanted", [-1.0, 0.8])
+def test_temperature_is_tuned_towards_an_entropy(wanted: float) -> None:
+    """Without it τ could run the wrong way, or the response belong to another τ than it says; uniform actions have log 2 = 0.69 nats."""
+    problem = pendulum(temperature=0.1)
+    response = replace(SMALL, learning_rate=1e-2, target_entropy=wanted).solve(
+        problem, problem.reward.initial(seeded(0)), generator=seeded(1)
+    )
+    assert response.temperature is not None
+    assert (response.temperature > 0.1) == (wanted > 0.0)
+    assert float(response.state.networks.log_temperature.exp()) == pytest.approx(response.temperature)
+    assert SMALL.solve(problem, problem.reward.initial(seeded(0)), generator=seeded(1)).temperature is None
 
 
 def test_start_is_uniform_and_has_no_certificate() -> None:
@@ -362,7 +390,7 @@ def test_ends_cut_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     warm = SMALL.solve(problem, x, generator=seeded(1))
     warm.state.replay.rows[:, -2] = 1.0  # every transition so far was an end
     batches: list[Labelled] = []
-    monkeypatch.setattr(Learner, "update", lambda self, batch: batches.append(batch))
+    monkeypatch.setattr(GaussianLearner, "update", lambda self, batch: batches.append(batch))
     SMALL.solve(problem, x, warm=warm, budget=Budget(steps=2), generator=seeded(2))
     going = torch.cat([batch.going for batch in batches])
     assert float(going.mean()) < 0.2
@@ -372,7 +400,7 @@ def test_ends_cut_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_critics_read_actions_in_the_unit_box(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the critics would be fitted at other actions than those at which the actor asks them."""
     batches: list[Labelled] = []
-    monkeypatch.setattr(Learner, "update", lambda self, batch: batches.append(batch))
+    monkeypatch.setattr(GaussianLearner, "update", lambda self, batch: batches.append(batch))
     problem = pendulum()
     response = SMALL.solve(problem, problem.reward.initial(seeded(0)), generator=seeded(1))
     kept = response.state.replay.at(torch.arange(40)).actions

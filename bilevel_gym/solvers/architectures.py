@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.numerics import split_flat
 from bilevel_gym.solvers.convolutions import NATURE, Convolution, Convolutions, after, convolve, initial_convolutions
-from bilevel_gym.solvers.networks import Perceptrons, initial_parameters, layer_shapes, numel
+from bilevel_gym.solvers.networks import Perceptrons, initial_parameters, layer_shapes, numel, perceptron
 
 __all__ = ["CNN", "MLP", "Architecture", "Passes", "architecture_for"]
 
@@ -87,7 +86,7 @@ class MLP:
 
     def outputs(self, flat: Tensor, observations: Tensor) -> Tensor:
         """[P], [n, observation] → [n, out]."""
-        return _perceptron(split_flat(flat, layer_shapes(self.sizes)), self.inputs(observations, flat))
+        return perceptron(split_flat(flat, layer_shapes(self.sizes)), self.inputs(observations, flat))
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class CNN:
         parts = [part[0] for part in split_flat(flat, self._shapes(1))]
         count = 2 * len(self.layers)
         features = convolve(self.layers, parts[:count], self.inputs(observations, flat))[-1]
-        return _perceptron([part[None] for part in parts[count:]], features.permute(0, 2, 3, 1).flatten(1))
+        return perceptron([part[None] for part in parts[count:]], features.permute(0, 2, 3, 1).flatten(1))
 
     def _shapes(self, copies: int) -> list[tuple[int, ...]]:
         channels = (self.shape[0], *(layer.channels for layer in self.layers))
@@ -168,11 +167,3 @@ def architecture_for(observation_shape: tuple[int, ...], hidden: tuple[int, ...]
     raise UnsupportedProblem(
         f"observations of shape {observation_shape} fit no network here: flat ones [n] and stacks of pictures [stack, height, width] of 36 pixels or more do"
     )
-
-
-def _perceptron(layers: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """One perceptron whose layers are shaped as by ``layer_shapes``: [n, in] → [n, out]."""
-    units = torch.addmm(layers[1][0], inputs, layers[0][0])
-    for weight, bias in zip(layers[2::2], layers[3::2], strict=True):
-        units = torch.addmm(bias[0], functional.relu_(units), weight[0])
-    return units

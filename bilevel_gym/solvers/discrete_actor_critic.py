@@ -55,14 +55,13 @@ class DiscreteLearner(Learner[DiscreteLabelled, Choice]):
         values = self._critic_net.forward(self._critic, drawn.inputs[:count])
         return values.gather(-1, batch.actions.expand(2, -1).unsqueeze(-1)).squeeze(-1) - wanted
 
-    def _improve_critics(self, batch: DiscreteLabelled, drawn: Choice) -> None:
-        count, choices = drawn.log_policy.shape[0] // 2, drawn.log_policy.shape[1]
+    def _critic_gradient(self, batch: DiscreteLabelled, drawn: Choice) -> None:
+        count, choices = len(batch.states), drawn.log_policy.shape[1]
         error = self._errors(batch, drawn).div_(count).unsqueeze(-1)
         cotangent = error.new_zeros(2, count, choices).scatter_(-1, batch.actions.expand(2, -1).unsqueeze(-1), error)
         self._critic_net.backward(self._critic, cotangent, self._critic_slots)
-        self._descend_critics()
 
-    def _improve_actor(self, batch: DiscreteLabelled, drawn: Choice) -> Tensor:
+    def _actor_gradient(self, batch: DiscreteLabelled, drawn: Choice) -> None:
         """With c = τ log π − min Q, the cotangent on the scores is π ⊙ (c − ⟨π, c⟩)/n: what else there is of it sums to zero."""
         count = len(batch.states)
         log_policy = drawn.log_policy[:count]
@@ -70,5 +69,7 @@ class DiscreteLearner(Learner[DiscreteLabelled, Choice]):
         cost = self.temperature * log_policy - self._critic_net.forward(self._critic, drawn.inputs[:count]).amin(0)
         cotangent = policy * (cost - (policy * cost).sum(-1, keepdim=True)) / count
         self._actor_net.backward(self._actor, cotangent.unsqueeze(0), self._actor_slots)
-        self._descend_actor()
-        return -(policy * log_policy).sum(-1).mean()
+
+    def _entropy(self, drawn: Choice) -> Tensor:
+        log_policy = drawn.log_policy[: len(drawn.log_policy) // 2]
+        return -(log_policy.exp() * log_policy).sum(-1).mean()

@@ -104,9 +104,9 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         """[] of the next update."""
         self._actor_net = setting.actor.passes(1, 2 * batch_size, networks.actor)
         self._critic_net = setting.critic.passes(2, batch_size, networks.critic)
-        self._actor_gradient, self._critic_gradient = torch.empty_like(networks.actor), torch.empty_like(networks.critic)
-        self._actor, self._actor_slots = self._actor_net.views(networks.actor), self._actor_net.views(self._actor_gradient)
-        self._critic, self._critic_slots = self._critic_net.views(networks.critic), self._critic_net.views(self._critic_gradient)
+        self._by_actor, self._by_critic = torch.empty_like(networks.actor), torch.empty_like(networks.critic)  # the gradients
+        self._actor, self._actor_slots = self._actor_net.views(networks.actor), self._actor_net.views(self._by_actor)
+        self._critic, self._critic_slots = self._critic_net.views(networks.critic), self._critic_net.views(self._by_critic)
         self._target_critic = self._critic_net.views(networks.target)
 
     @property
@@ -125,14 +125,18 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         Args:
             batch: n transitions.
         """
+        networks, clocks = self.networks, self.networks.clocks
         drawn = self._draw(batch)
-        self._improve_critics(batch, drawn)
-        entropy = self._improve_actor(batch, drawn)
+        self._critic_gradient(batch, drawn)
+        self._descend(networks.critic, self._by_critic, networks.critic_moments, clocks[1])
+        self._actor_gradient(batch, drawn)
+        self._descend(networks.actor, self._by_actor, networks.actor_moments, clocks[0])
         if self.setting.entropy is not None:
-            self._tune(entropy - self.setting.entropy)
+            gradient = networks.log_temperature.exp() * (self._entropy(drawn) - self.setting.entropy)
+            self._descend(networks.log_temperature, gradient, networks.temperature_moments, clocks[2])
         self.updates += 1
         if self.updates % self.rates.target_every == 0:
-            self.networks.target.lerp_(self.networks.critic, self.rates.polyak)
+            networks.target.lerp_(networks.critic, self.rates.polyak)
 
     @torch.inference_mode()
     def residual(self, batch: Labelled) -> Tensor:
@@ -148,22 +152,16 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         """Q_i(s,a) − y: [2, n]; the last pass through the critics is the one at (s, a)."""
 
     @abstractmethod
-    def _improve_critics(self, batch: Labelled, drawn: Drawn) -> None:
-        """A step of the critics."""
+    def _critic_gradient(self, batch: Labelled, drawn: Drawn) -> None:
+        """Fill ``_critic_slots``."""
 
     @abstractmethod
-    def _improve_actor(self, batch: Labelled, drawn: Drawn) -> Tensor:
-        """A step of the actor; returns the mean entropy at s before it: []."""
+    def _actor_gradient(self, batch: Labelled, drawn: Drawn) -> None:
+        """Fill ``_actor_slots``."""
 
-    def _tune(self, excess: Tensor) -> None:
-        gradient = self.networks.log_temperature.exp() * excess
-        self._descend(self.networks.log_temperature, gradient, self.networks.temperature_moments, self.networks.clocks[2])
-
-    def _descend_actor(self) -> None:
-        self._descend(self.networks.actor, self._actor_gradient, self.networks.actor_moments, self.networks.clocks[0])
-
-    def _descend_critics(self) -> None:
-        self._descend(self.networks.critic, self._critic_gradient, self.networks.critic_moments, self.networks.clocks[1])
+    @abstractmethod
+    def _entropy(self, drawn: Drawn) -> Tensor:
+        """The mean of H(π(·|s)), as it was drawn: []."""
 
     def _descend(self, parameters: Tensor, gradient: Tensor, moments: Tensor, clock: Tensor) -> None:
         adam(

@@ -13,7 +13,7 @@ from torch import Tensor
 from bilevel_gym.numerics import split_flat
 from bilevel_gym.solvers.products import product_for
 
-__all__ = ["GaussianPolicy", "Perceptrons", "gaussian", "initial_parameters", "layer_shapes", "log_density", "numel"]
+__all__ = ["GaussianPolicy", "Perceptrons", "gaussian", "initial_parameters", "layer_shapes", "log_density", "numel", "perceptron"]
 
 LOG_STD = (-20.0, 2.0)
 """The range of log σ, as in the SAC papers."""
@@ -123,6 +123,14 @@ class Perceptrons:
             torch.sum(self._product, 1, out=gradient.squeeze(-1))
 
 
+def perceptron(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """What one perceptron says, with parameters shaped as by ``layer_shapes``: [n, in] → [n, out], a new tensor."""
+    units = torch.addmm(parameters[1][0], inputs, parameters[0][0])
+    for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+        units = torch.addmm(bias[0], units.relu_(), weight[0])
+    return units
+
+
 def gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log σ of the drive u, from the actor's output [n, 2·action]: two of [n, action]."""
     mean, log_std = output.chunk(2, -1)
@@ -174,21 +182,14 @@ class GaussianPolicy:
     def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one action for each observation: [n, observation] → [n, action]."""
         with torch.no_grad():
-            mean, log_std = gaussian(self._output(observations))
+            mean, log_std = gaussian(perceptron(self._layers, observations))
             noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
             return self._to_box(torch.addcmul(mean, log_std.exp(), noise))
 
     def mean(self, observations: Tensor) -> Tensor:
         """The action without noise, tanh μ: [n, observation] → [n, action]."""
         with torch.no_grad():
-            return self._to_box(gaussian(self._output(observations))[0])
-
-    def _output(self, observations: Tensor) -> Tensor:
-        weight, bias = self._layers[:2]
-        units = torch.addmm(bias[0], observations, weight[0])
-        for weight, bias in zip(self._layers[2::2], self._layers[3::2], strict=True):
-            units = torch.addmm(bias[0], units.relu_(), weight[0])
-        return units
+            return self._to_box(gaussian(perceptron(self._layers, observations))[0])
 
     def _to_box(self, drive: Tensor) -> Tensor:
         return torch.lerp(self.low, self.high, 0.5 + 0.5 * torch.tanh(drive))

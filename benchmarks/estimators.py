@@ -49,7 +49,7 @@ from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import enumerated_critic
-from bilevel_gym.types import Response, Trajectory
+from bilevel_gym.types import Places, Response, Trajectory
 from bilevel_gym.worlds import GridWorld, TabularWorld
 from bilevel_gym.worlds.gridworlds import FOUR_ROOMS
 
@@ -131,16 +131,14 @@ ROWS = {
 class Apart(ProblemOracle):
     """Continuations without a first action have lengths and random numbers of their own."""
 
-    def branch(
-        self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None, contexts: Tensor | None = None
-    ) -> Trajectory:
+    def branch(self, policy: Any, places: Places, *, steps: Tensor, given: bool = False) -> Trajectory:
         """As ``ProblemOracle.branch``, the one kind apart from the other."""
-        if actions is not None:
-            return super().branch(policy, states, steps=steps, actions=actions, contexts=contexts)
+        if given:
+            return super().branch(policy, places, steps=steps, given=True)
         state = self.generator.get_state()
         self.generator.manual_seed(draw_seed(self.generator))
-        steps = draw_horizons(len(states), self.problem.world.discount, self.generator)
-        played = super().branch(policy, states, steps=steps, contexts=contexts)
+        steps = draw_horizons(len(steps), self.problem.world.discount, self.generator)
+        played = super().branch(policy, places, steps=steps)
         self.generator.set_state(state)
         torch.rand(played.states.numel(), generator=self.generator)  # past what both have used
         return played

@@ -31,20 +31,19 @@ class FrameStacks:
     index: Tensor
 
     @classmethod
-    def sliding(cls, pictures: Tensor, stack: int = 4) -> FrameStacks:
-        """The stacks of trajectories: the last ``stack`` pictures at each step, the first one repeated where there are fewer.
+    def sliding(cls, pictures: Tensor, stack: int) -> FrameStacks:
+        """The stacks of trajectories: at each step the picture of that step and those before it.
 
         Args:
-            pictures: [N, T, height, width] uint8.
+            pictures: [N, stack − 1 + T, height, width] uint8, in the order of time; those of the first stack, then one a step.
             stack: pictures in a stack.
 
         Returns:
             [N, T].
         """
-        count, steps = pictures.shape[:2]
-        ago = torch.arange(stack - 1, -1, -1, device=pictures.device)
-        time = (torch.arange(steps, device=pictures.device)[:, None] - ago).clamp_min(0)
-        return cls((pictures.flatten(0, 1),), time + steps * torch.arange(count, device=pictures.device)[:, None, None])
+        count, length = pictures.shape[:2]
+        step = torch.arange(length - stack + 1, device=pictures.device)[:, None] + torch.arange(stack, device=pictures.device)
+        return cls((pictures.flatten(0, 1),), step + length * torch.arange(count, device=pictures.device)[:, None, None])
 
     @property
     def shape(self) -> torch.Size:

@@ -40,6 +40,7 @@ __all__ = [
     "Memory",
     "Oracle",
     "OuterProblem",
+    "Places",
     "Policy",
     "Problem",
     "Regularizer",
@@ -90,6 +91,35 @@ class Trajectory:
     """[N, T] the world's own (true) reward, which only teachers and metrics may read."""
     contexts: Tensor | None = None
     """[N] which follower played, on worlds with contexts."""
+    seeds: Tensor | None = None
+    """[N] int64 what each episode was reset with, on simulators: with the actions it says all that happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Steps of trajectories, from which play can go on."""
+
+    trajectories: Trajectory
+    """[N, T]."""
+    row: Tensor
+    """[n] which trajectory."""
+    time: Tensor
+    """[n] which of its steps."""
+
+    @property
+    def states(self) -> Any:
+        """[n] or [n, *observation]."""
+        return self.trajectories.states[self.row, self.time]
+
+    @property
+    def actions(self) -> Tensor:
+        """[n] or [n, *action] what was done there."""
+        return self.trajectories.actions[self.row, self.time]
+
+    @property
+    def contexts(self) -> Tensor | None:
+        """[n] whose play it was, on worlds with contexts."""
+        return None if self.trajectories.contexts is None else self.trajectories.contexts[self.row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,28 +309,19 @@ class World(Protocol):
 class Branching(Protocol):
     """What a world has beyond ``World`` where play can go on from any state that was visited."""
 
-    def branch(
-        self,
-        policy: Any,
-        states: Tensor,
-        *,
-        steps: Tensor,
-        generator: torch.Generator,
-        actions: Tensor | None = None,
-        contexts: Tensor | None = None,
-    ) -> Trajectory:
-        """Play ``policy`` from given states, many continuations in one batch.
+    def branch(self, policy: Any, places: Places, *, steps: Tensor, generator: torch.Generator, given: bool = False) -> Trajectory:
+        """Play ``policy`` from steps of trajectories, many continuations in one batch.
 
         Args:
             policy: the same kind as ``rollout`` takes.
-            states: [N] or [N, *observation] where each continuation begins.
-            steps: [N] int64, how many steps each takes, 1 or more.
-            generator: the source of the draws, of as many with first actions as without; continuations are independent of each other.
-            actions: [N] or [N, *action] what each plays first; None draws that from the policy, too.
-            contexts: [N] which follower plays, on worlds with contexts.
+            places: [n] where each continuation begins.
+            steps: [n] int64, how many steps each takes, 1 or more.
+            generator: the source of the draws, of as many with given first actions as without; continuations are independent of each
+                other.
+            given: whether the first action is the one that was done there, or the policy's, too.
 
         Returns:
-            [N, T], T the largest of ``steps``; not ``alive`` past the episode's end or one's own number of steps.
+            [n, T], T the largest of ``steps``; not ``alive`` past the episode's end or one's own number of steps.
         """
         ...
 
@@ -688,10 +709,8 @@ class Oracle(Protocol):
         """More trajectories of a policy."""
         ...
 
-    def branch(
-        self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None, contexts: Tensor | None = None
-    ) -> Trajectory:
-        """Continuations of a policy from given states, on worlds that are ``Branching``."""
+    def branch(self, policy: Any, places: Places, *, steps: Tensor, given: bool = False) -> Trajectory:
+        """Continuations of a policy from steps of trajectories, on worlds that are ``Branching``."""
         ...
 
 

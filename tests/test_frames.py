@@ -21,6 +21,11 @@ def pictures(count, steps, seed=0):
     return torch.randint(256, (count, steps, 6, 5), generator=seeded(seed), dtype=torch.uint8)
 
 
+def of_pictures(frames):
+    """The stacks of trajectories whose first picture stands for those before it."""
+    return FrameStacks.sliding(torch.cat([frames[:, :1].expand(-1, 3, -1, -1), frames], 1), 4)
+
+
 def plain(frames):
     """The stacks of trajectories, by a loop: [N, T, 4, 6, 5]."""
     return torch.stack([torch.stack([frames[:, max(t - 3 + k, 0)] for k in range(4)], 1) for t in range(frames.shape[1])], 1)
@@ -31,13 +36,13 @@ def pieces(frames, seed, tuples=5):
     alive = torch.ones(frames.shape[:2], dtype=torch.bool)
     origin, offset = draw_places(Trajectory(None, alive, alive), tuples, 2, 3, "anywhere", seeded(seed))
     rest = [torch.rand(tuples, 2, 3, generator=seeded(seed)), torch.ones(tuples, 2, 3, dtype=torch.bool), torch.rand(tuples)]
-    return [Fragments(gather(table, origin, offset, 3), *rest) for table in (FrameStacks.sliding(frames), plain(frames))]
+    return [Fragments(gather(table, origin, offset, 3), *rest) for table in (of_pictures(frames), plain(frames))]
 
 
 def test_stacks_slide_over_each_trajectory():
     """Without it a stack would hold pictures of another trajectory, of the future, or in the wrong order."""
     frames = pictures(3, 7)
-    shared = FrameStacks.sliding(frames)
+    shared = of_pictures(frames)
     assert torch.equal(shared.stacks(), plain(frames))
     assert (shared.shape, shared.ndim, len(shared), shared.dtype) == ((3, 7, 4, 6, 5), 5, 3, torch.uint8)
     assert torch.equal(to_stacks(shared), shared.stacks())
@@ -47,7 +52,7 @@ def test_stacks_slide_over_each_trajectory():
 def test_every_way_to_take_a_part():
     """Without it estimators, which flatten, repeat and index states, would see other states than the follower did."""
     frames = pictures(3, 7)
-    shared, tensor = FrameStacks.sliding(frames), plain(frames)
+    shared, tensor = of_pictures(frames), plain(frames)
     rows, times = torch.tensor([2, 0, 1, 2]), torch.tensor([6, 0, 3, 2])
     mask = torch.rand(3, 7, generator=seeded(1)) < 0.4
     for mine, theirs in (
@@ -94,12 +99,11 @@ def test_pictures_are_shared_and_never_copied_by_the_queue():
 
 def test_memory_of_fragments():
     """Without it the queue of a paper's settings takes four gigabytes: 25 steps are 28 pictures, not 100."""
-    frames = torch.zeros(1, 25, 84, 84, dtype=torch.uint8)
-    one = FrameStacks.sliding(frames)
+    one = of_pictures(torch.zeros(1, 25, 84, 84, dtype=torch.uint8))
     stacks = 25 * 4 * 84 * 84
     assert one.stacks().nbytes == stacks
-    assert one.nbytes < stacks / 3.9
-    middle = FrameStacks.sliding(torch.zeros(1, 60, 84, 84, dtype=torch.uint8))[:, 20:45].compact()
+    assert one.nbytes < stacks / 3.5
+    middle = of_pictures(torch.zeros(1, 60, 84, 84, dtype=torch.uint8))[:, 20:45].compact()
     assert len(middle.blocks[0]) == 28
     assert middle.nbytes < stacks / 3.5
 
@@ -116,7 +120,7 @@ def test_shared_pictures_are_saved(tmp_path):
 @pytest.mark.parametrize("kept", [slice(0, 3), slice(4, 8), torch.tensor([7, 0])])
 def test_dropping_blocks_keeps_the_numbers_right(kept):
     """Without it a stack would show another block's pictures once a block before it is gone."""
-    tables = [FrameStacks.sliding(pictures(2, 4, seed)) for seed in range(4)]
+    tables = [of_pictures(pictures(2, 4, seed)) for seed in range(4)]
     joined = concatenate_states(tables)
     part = joined[kept]
     assert torch.equal(part.without_unused().stacks(), part.stacks())

@@ -15,7 +15,7 @@ from bilevel_gym.hypergradients.sensitivities import Continuations, Point, along
 from bilevel_gym.numerics import draw_horizons, gradients
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient, compare
-from bilevel_gym.types import Trajectory
+from bilevel_gym.types import Places, Trajectory
 from tests import problems
 
 SOLVER = SoftPolicyIteration(tolerance=1e-13)
@@ -29,6 +29,13 @@ PROBLEMS = {
     "chain": replace(problems.chain(), objective=replace(problems.chain().objective, steps=3, pairs=64)),
     "kl": problems.under_kl(problems.preference(4, actions=3, tail=0)),
 }
+
+
+def cells_as_places(states, actions):
+    """(s, a) as the first steps of trajectories."""
+    return Places(
+        problems.single_steps(states, actions).trajectories, torch.arange(len(states)), torch.zeros(len(states), dtype=torch.long)
+    )
 
 
 def setting(problem, seed=0):
@@ -149,7 +156,8 @@ def test_branches_begin_and_end_where_they_should():
     world, policy = problem.world, SOLVER.solve(problem, problems.point(problem, 5)).policy
     states, actions = torch.arange(3).repeat(8000), torch.arange(2).repeat(12_000)
     steps = torch.tensor([1, 2, 3, 4]).repeat(6000)
-    played = world.branch(policy, states, steps=steps, generator=torch.Generator().manual_seed(0), actions=actions)
+    places = cells_as_places(states, actions)
+    played = world.branch(policy, places, steps=steps, generator=torch.Generator().manual_seed(0), given=True)
     assert played.states.shape == (24_000, 4)
     assert torch.equal(played.states[:, 0], states)
     assert torch.equal(played.actions[:, 0], actions)
@@ -158,7 +166,7 @@ def test_branches_begin_and_end_where_they_should():
     law = torch.einsum("n,nt,ta->ta", torch.full((24_000,), 1 / 24_000, dtype=policy.dtype), world.transition[states, actions], policy)
     found = torch.bincount(cell, minlength=6) / len(cell)
     assert bool(((found - law.flatten()).abs() < 5 * (law.flatten() / len(cell)).sqrt()).all())
-    free = world.branch(policy, states, steps=steps, generator=torch.Generator().manual_seed(0))
+    free = world.branch(policy, places, steps=steps, generator=torch.Generator().manual_seed(0))
     share = torch.stack([(free.actions[:, 0][states == s] == 0).double().mean() for s in range(3)])
     assert bool(((share - policy[:, 0]).abs() < 4 * (0.25 / 8000) ** 0.5).all())
     assert torch.equal(played.rewards, world.true_reward[played.states, played.actions] * played.alive)
@@ -170,7 +178,8 @@ def test_branches_stop_at_the_end_of_the_episode():
     world, policy = problem.world, torch.full((3, 2), 0.5, dtype=torch.float64)
     cells = torch.cartesian_prod(torch.arange(3), torch.arange(2)).repeat(4000, 1)
     steps = torch.full((len(cells),), 2)
-    played = world.branch(policy, cells[:, 0], steps=steps, generator=torch.Generator().manual_seed(0), actions=cells[:, 1])
+    places = cells_as_places(*cells.unbind(1))
+    played = world.branch(policy, places, steps=steps, generator=torch.Generator().manual_seed(0), given=True)
     gone = 1 - played.alive[:, 1].double().view(4000, 3, 2).mean(0)
     assert bool(((gone - world.termination).abs() < 5 * (0.25 / 4000) ** 0.5).all())
 
@@ -209,11 +218,15 @@ def test_only_played_steps_are_counted_and_once_for_a_response():
 
 def test_worlds_that_cannot_branch_are_refused_by_name():
     """A simulator without branches must say so before training, not fail in the middle."""
-    import gymnasium as gym
 
-    problem = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped.problem
-    assert "VectorWorld" in ScoreFunction("rollout").supports(problem)
+    class Straight:
+        discount = 0.9
+
+    problem = replace(PROBLEMS["plain"], world=Straight())
+    assert "Straight has no branch" in ScoreFunction("rollout").supports(problem)
     with pytest.raises(InvalidProblem, match="branches"):
         ScoreFunction("rollout", branches=0)
     with pytest.raises(InvalidProblem, match="P depends on x"):
-        problems.controlled(0).world.branch(torch.ones(5, 3) / 3, torch.zeros(1).long(), steps=torch.ones(1).long(), generator=None)
+        problems.controlled(0).world.branch(
+            torch.ones(5, 3) / 3, cells_as_places(*torch.zeros(2, 1).long()), steps=torch.ones(1).long(), generator=None
+        )

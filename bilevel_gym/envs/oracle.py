@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Response, Trajectory
+from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Places, Response, Trajectory
 
 __all__ = ["Counters", "ProblemOracle"]
 
@@ -67,11 +67,8 @@ class ProblemOracle:
         result: Trajectory = self.problem.world.rollout(policy, trajectories=trajectories, steps=steps, generator=self.generator)
         return result
 
-    def branch(
-        self, policy: Any, states: Tensor, *, steps: Tensor, actions: Tensor | None = None, contexts: Tensor | None = None
-    ) -> Trajectory:
-        """Continuations of a policy from given states (see ``types.Branching``); only steps that were played are counted."""
-        world = self.problem.world
-        played: Trajectory = world.branch(policy, states, steps=steps, generator=self.generator, actions=actions, contexts=contexts)
+    def branch(self, policy: Any, places: Places, *, steps: Tensor, given: bool = False) -> Trajectory:
+        """Continuations of a policy from steps of trajectories (see ``types.Branching``); only steps that were played are counted."""
+        played: Trajectory = self.problem.world.branch(policy, places, steps=steps, generator=self.generator, given=given)
         self.counters.env_steps += int(played.alive.sum())
         return played

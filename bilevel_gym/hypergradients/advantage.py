@@ -12,7 +12,17 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.fit import not_explicit, refusal
 from bilevel_gym.numerics import adjoint, draw_horizons
-from bilevel_gym.types import AdvantageObjective, DiscountedObjective, Evaluation, Hypergradient, Oracle, Problem, Response, Trajectory
+from bilevel_gym.types import (
+    AdvantageObjective,
+    DiscountedObjective,
+    Evaluation,
+    Hypergradient,
+    Oracle,
+    Places,
+    Problem,
+    Response,
+    Trajectory,
+)
 
 __all__ = ["AdvantageWeighted", "Variant"]
 
@@ -125,11 +135,10 @@ class AdvantageWeighted:
         row = torch.arange(self.trajectories, device=time.device).repeat_interleave(self.draws)
         share = counts.sum(-1)[row] / (self.draws * self.trajectories)
         weight = (share * gain[row, time] / problem.regularizer.temperature).unsqueeze(-1)
-        begin, contexts = played.states[row, time], None if played.contexts is None else played.contexts[row]
         discount, scores = problem.world.discount, torch.zeros_like(policy)
-        for sign, first in ((1.0, played.actions[row, time]), (-1.0, None)):
+        for sign, given in ((1.0, True), (-1.0, False)):
             length = draw_horizons(len(row), discount, generator)
-            on = oracle.branch(policy, begin, steps=length, actions=first, contexts=contexts)
+            on = oracle.branch(policy, Places(played, row, time), steps=length, given=given)
             scores += _table(sign * weight * _powers(discount**0.5, on) * on.alive, on, policy)
         return direct, problem.backup_vjp(x, response.value, scores)
 

@@ -125,7 +125,7 @@ class ScoreFunction:
         if self.sensitivity == "exact" and not problem.tabular:
             return "sensitivity='exact' needs the transition probabilities; use 'critic'"
         if self.sensitivity == "rollout" and not isinstance(problem.world, Branching):
-            return f"sensitivity='rollout' plays on from the middle of a trajectory, and {type(problem.world).__name__} has no branch(policy, states, …); use 'critic'"
+            return f"sensitivity='rollout' plays on from the middle of a trajectory, and {type(problem.world).__name__} has no branch(policy, places, …); use 'critic'"
         return None
 
     def init(self, oracle: Oracle) -> ScoreState:

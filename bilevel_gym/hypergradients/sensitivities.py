@@ -15,7 +15,7 @@ from bilevel_gym.hypergradients.critics import Critic
 from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.numerics import adjoint, draw_horizons, gradients
 from bilevel_gym.preferences import window_sum
-from bilevel_gym.types import AllActions, Fragments, Oracle, Problem, Response, Samples, Trajectory
+from bilevel_gym.types import AllActions, Fragments, Oracle, Places, Problem, Response, Samples, Trajectory
 
 __all__ = ["Continuations", "Point", "Window", "along_continuations", "carried", "one_step", "play_continuations", "resolvent", "spread"]
 
@@ -139,13 +139,12 @@ def play_continuations(oracle: Oracle, response: Response, fresh: Samples, windo
         time = first + (drawn * count).long()
         kept, share = torch.ones_like(time, dtype=torch.bool), (count / branches).expand_as(time)
     tuples, pieces, _ = kept.nonzero().unbind(-1)
-    row, time = fresh.origin[tuples, pieces], time[kept]
-    states, actions = played.states[row, time], played.actions[row, time]
-    steps = draw_horizons(len(row), oracle.problem.world.discount, oracle.generator)
+    places = Places(played, fresh.origin[tuples, pieces], time[kept])
+    steps = draw_horizons(len(tuples), oracle.problem.world.discount, oracle.generator)
     noise = oracle.generator.get_state()
-    given = oracle.branch(response.policy, states, steps=steps, actions=actions)
-    oracle.generator.set_state(noise)  # a branch draws as many numbers with first actions as without
-    free = oracle.branch(response.policy, states, steps=steps)
+    given = oracle.branch(response.policy, places, steps=steps, given=True)
+    oracle.generator.set_state(noise)  # a branch draws as many numbers with given first actions as without
+    free = oracle.branch(response.policy, places, steps=steps)
     return Continuations(tuples, share[kept], given, free)
 
 

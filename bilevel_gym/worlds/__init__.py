@@ -9,6 +9,7 @@ from bilevel_gym.worlds.linear_gaussian import LinearGaussianWorld
 from bilevel_gym.worlds.mujoco import mujoco_world
 from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, Transition
+from bilevel_gym.worlds.snapshots import restore, snapshot
 from bilevel_gym.worlds.tabular import TabularWorld
 from bilevel_gym.worlds.toy_text import from_gymnasium
 from bilevel_gym.worlds.vector import Endless, VectorWorld
@@ -38,4 +39,6 @@ __all__ = [
     "from_gymnasium",
     "mujoco_world",
     "open_grid",
+    "restore",
+    "snapshot",
 ]

@@ -105,8 +105,8 @@ class AtariWorld(SimulatedWorld):
     def _kept(self, observations: Tensor) -> Tensor:
         return observations[:, -1]
 
-    def _table(self, columns: Sequence[Tensor], steps: int) -> FrameStacks:
-        return FrameStacks.sliding(super()._table(columns, steps), STACK)
+    def _table(self, first: Tensor, columns: Sequence[Tensor], steps: int) -> FrameStacks:
+        return FrameStacks.sliding(torch.cat([first[:, :-1], super()._table(first, columns, steps)], 1), STACK)
 
 
 class EndlessAtari(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):

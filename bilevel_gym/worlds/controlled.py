@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike, as_table, stack_functions, vjp
-from bilevel_gym.types import Trajectory
+from bilevel_gym.types import Places, Trajectory
 from bilevel_gym.worlds.tabular import TabularWorld
 
 __all__ = ["ControlledWorld"]
@@ -116,19 +116,10 @@ class ControlledWorld(TabularWorld):
         """
         raise InvalidProblem("P depends on x here, so a rollout is not defined by the policy alone: play world.at(x)")
 
-    def branch(
-        self,
-        policy: Tensor,
-        states: Tensor,
-        *,
-        steps: Tensor,
-        generator: torch.Generator,
-        actions: Tensor | None = None,
-        contexts: Tensor | None = None,
-    ) -> Trajectory:
+    def branch(self, policy: Tensor, places: Places, *, steps: Tensor, generator: torch.Generator, given: bool = False) -> Trajectory:
         """Refused, as ``rollout`` is.
 
         Raises:
             InvalidProblem: always.
         """
-        return self.rollout(policy, trajectories=len(states), steps=0, generator=generator)
+        return self.rollout(policy, trajectories=len(places.row), steps=0, generator=generator)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.frames import to_stacks
 from bilevel_gym.numerics import draw_seed
-from bilevel_gym.types import Policy, Trajectory
+from bilevel_gym.types import Places, Policy, Trajectory
 from bilevel_gym.worlds.actions import BoxActions, Choices, action_kind
+from bilevel_gym.worlds.branching import Copies
 from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, VectorEnv, as_observations
 
@@ -34,6 +36,7 @@ class SimulatedWorld:
     _name: str
     _actions: BoxActions | Choices
     _pool: dict[int, VectorEnv]
+    _singles: list[gym.Env[Any, Any]]
 
     def open(self, num_envs: int, seed: int, *, render_mode: str | None = None) -> Simulation:
         """Open live copies of one's own, each at the start of an episode.
@@ -60,15 +63,14 @@ class SimulatedWorld:
             generator: the source of the resets and of the actions.
 
         Returns:
-            states [N, T, *observation] (pixels as ``FrameStacks``), actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T] (0 where not alive;
-            states and actions stand still there). Cost: N·T environment steps, and T calls of the policy.
+            states [N, T, *observation] (pixels as ``FrameStacks``), actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T]
+            (0 where not alive; states and actions stand still there), seeds [N]. Cost: N·T environment steps, and T calls of the policy.
         """
         if trajectories not in self._pool:
             self._pool[trajectories] = self._vector(trajectories)
         simulation = Simulation(self._pool[trajectories], torch.device(self.device))
-        simulation.reset(draw_seed(generator))
-        alive = torch.ones(trajectories, dtype=torch.bool, device=simulation.device)
-        state, seen = simulation.observations, []
+        first = state = simulation.reset(draw_seed(generator))
+        alive, seen = torch.ones(trajectories, dtype=torch.bool, device=simulation.device), []
         with torch.no_grad():
             for _ in range(steps):
                 action = policy.sample(state, generator)
@@ -79,10 +81,43 @@ class SimulatedWorld:
                 if not bool(alive.any()):
                     break
         states, *columns = zip(*seen, strict=True)
-        actions, living, rewards = (_lengthen(column, steps) for column in columns)
+        actions, living, rewards = (lengthen(column, steps) for column in columns)
         living[:, len(seen) :] = False
         rewards[:, len(seen) :] = 0.0
-        return Trajectory(self._table(states, steps), actions, living, rewards)
+        seeds = torch.tensor(simulation.seeds, device=simulation.device)
+        return Trajectory(self._table(first, states, steps), actions, living, rewards, seeds=seeds)
+
+    def branch(self, policy: Policy, places: Places, *, steps: Tensor, generator: torch.Generator, given: bool = False) -> Trajectory:
+        """Play ``policy`` on from steps of trajectories of this world (see ``types.Branching``).
+
+        The trajectories are played again from their seeds up to there, which needs a simulator that is a function of seed and actions;
+        then each continuation has a copy of its own. Only an end ends one, not the horizon.
+
+        Raises:
+            InvalidProblem: the trajectories do not say how their episodes began.
+            UnsupportedProblem: the simulator did not do the same again.
+
+        Cost: the environment steps of all continuations, and of each trajectory up to the last of its places.
+        """
+        while len(self._singles) < len(steps):
+            self._singles.append(self._make())
+        copies = Copies(self._singles[: len(steps)], places)
+        first = state = to_stacks(places.states)
+        action, steps, seen = places.actions, steps.to(first.device), []
+        ended = torch.zeros_like(steps, dtype=torch.bool)
+        with torch.no_grad():
+            for time in range(int(steps.max())):
+                on = steps > time
+                drawn = policy.sample(state[on], generator)
+                if time > 0 or not given:
+                    action = action.clone()
+                    action[on] = drawn
+                alive = on & ~ended
+                following, rewards, ends = copies.step(alive.nonzero().squeeze(-1), action, state)
+                seen.append((self._kept(state), action, alive, rewards))
+                state, ended = following, ended | ends
+        states, *columns = zip(*seen, strict=True)
+        return Trajectory(self._table(first, states, len(seen)), *(torch.stack(column, 1) for column in columns))
 
     def quadrature(self, policy: Any, states: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Actions and weights whose weighted sum is a mean over π: all A actions, or ``count`` draws of equal weight from a box.
@@ -108,9 +143,11 @@ class SimulatedWorld:
         return self._actions.exploratory(self.observation_shape, generator)
 
     def close(self) -> None:
-        """Close the copies that rollouts have kept; the next rollout opens new ones."""
+        """Close the copies that rollouts and branches have kept; the next ones open new ones."""
         while self._pool:
             self._pool.popitem()[1].close()
+        while self._singles:
+            self._singles.pop().close()
 
     def picture(self, policy: Policy, *, steps: int = 50) -> np.ndarray:
         """What the follower looks like after some steps of an episode of its own, always the same one.
@@ -153,14 +190,14 @@ class SimulatedWorld:
         """What a trajectory keeps of the observations of one step: [N, *observation] → [N, ...]."""
         return observations
 
-    def _table(self, columns: Sequence[Tensor], steps: int) -> Any:
-        """The states of a trajectory from what was kept: t of [N, ...] → [N, T], standing still from t on."""
-        return _lengthen(columns, steps)
+    def _table(self, first: Tensor, columns: Sequence[Tensor], steps: int) -> Any:
+        """The states of a trajectory from the first observations and what was kept of all: [N, ...], t of [N, ...] → [N, T], standing still from t on."""
+        return lengthen(columns, steps)
 
     def _describe(self, env: gym.Env[Any, Any], name: str) -> None:
         """Take down what observations and actions are."""
         actions = action_kind(env.action_space, name, torch.device(self.device))
-        self._set(_name=name, observation_shape=env.observation_space.shape, _actions=actions, _pool={}, **actions.sizes)
+        self._set(_name=name, observation_shape=env.observation_space.shape, _actions=actions, _pool={}, _singles=[], **actions.sizes)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
@@ -168,7 +205,7 @@ class SimulatedWorld:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the live copies, which cannot be pickled."""
-        return {**self.__dict__, "_pool": {}}
+        return {**self.__dict__, "_pool": {}, "_singles": []}
 
 
 def check_times(discount: float, horizon: int) -> None:
@@ -183,6 +220,6 @@ def check_times(discount: float, horizon: int) -> None:
         raise InvalidProblem(f"horizon is {horizon}: an episode has at least one step")
 
 
-def _lengthen(columns: Sequence[Tensor], steps: int) -> Tensor:
+def lengthen(columns: Sequence[Tensor], steps: int) -> Tensor:
     """Columns side by side, the last one repeated until there are ``steps``: t of [N, ...] → [N, T, ...]."""
     return torch.stack([*columns, *[columns[-1]] * (steps - len(columns))], 1)

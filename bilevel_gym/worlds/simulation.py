@@ -38,6 +38,8 @@ class Simulation:
     def __init__(self, env: VectorEnv, device: torch.device) -> None:
         self.env = env
         self.device = device
+        self.seeds: list[int] = []
+        """[N] what the last ``reset`` gave to each copy."""
         self._observations: Tensor | None = None
 
     @property
@@ -58,8 +60,8 @@ class Simulation:
 
     def reset(self, seed: int) -> Tensor:
         """Start N episodes, which depend on the seed alone: [N, *observation]."""
-        seeds = np.random.SeedSequence(seed).generate_state(self.env.num_envs)
-        observations, _ = self.env.reset(seed=[int(number) for number in seeds])  # type: ignore[arg-type]  # a list is right, the annotation lags
+        self.seeds = np.random.SeedSequence(seed).generate_state(self.env.num_envs).tolist()
+        observations, _ = self.env.reset(seed=self.seeds)  # type: ignore[arg-type]  # a list is right, the annotation lags
         self._observations = as_observations(observations, self.device)
         return self._observations
 

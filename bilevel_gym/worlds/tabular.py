@@ -10,7 +10,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike, Transitions, as_table, dense
 from bilevel_gym.transitions import SparseTransition
-from bilevel_gym.types import Trajectory
+from bilevel_gym.types import Places, Trajectory
 from bilevel_gym.worlds.checks import check_discount, check_rows, check_start, check_true_reward, check_ways, check_weights
 from bilevel_gym.worlds.playing import play, play_on
 
@@ -142,21 +142,10 @@ class TabularWorld:
         states = torch.multinomial(self.start[contexts], 1, generator=generator).squeeze(-1)
         return play_on(self.transition, self.true_reward, policy, states, steps, generator, contexts=contexts)
 
-    def branch(
-        self,
-        policy: Tensor,
-        states: Tensor,
-        *,
-        steps: Tensor,
-        generator: torch.Generator,
-        actions: Tensor | None = None,
-        contexts: Tensor | None = None,
-    ) -> Trajectory:
-        """Play a policy [S, A] from given states [N], with given first actions where there are any (see ``play_on``).
-
-        With contexts the policy is [C, S, A], and ``contexts`` [N] says whose play goes on.
-        """
-        return play_on(self.transition, self.true_reward, policy, states, steps, generator, actions, contexts)
+    def branch(self, policy: Tensor, places: Places, *, steps: Tensor, generator: torch.Generator, given: bool = False) -> Trajectory:
+        """Play a policy [S, A] on from steps of trajectories (see ``types.Branching``); with contexts it is [C, S, A]."""
+        first = places.actions if given else None
+        return play_on(self.transition, self.true_reward, policy, places.states, steps, generator, first, places.contexts)
 
     def quadrature(self, policy: Tensor, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All actions with their probabilities, so that the mean over π is exact; ``count`` and ``generator`` are not used.

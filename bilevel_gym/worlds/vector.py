@@ -16,6 +16,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.worlds.simulated import SimulatedWorld, check_times
 from bilevel_gym.worlds.simulation import VectorEnv
+from bilevel_gym.worlds.snapshots import keeps
 
 __all__ = ["Endless", "VectorWorld"]
 
@@ -105,6 +106,9 @@ class Endless(gym.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             observation, info = self.env.reset()
         return observation, reward, False, False, info
+
+
+keeps(Endless)
 
 
 def _flat(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:

@@ -100,7 +100,7 @@ def test_trajectories_hold_what_the_follower_saw(breakout):
     assert torch.equal(found.states.stacks()[:, :40], torch.stack(policy.seen, 1))
     assert torch.equal(found.alive, (torch.arange(45) < 40).expand(2, -1))
     assert found.actions.dtype == torch.int64
-    assert found.states.nbytes < 2 * 45 * 84 * 84 * 1.01
+    assert found.states.nbytes < 2 * 48 * 84 * 84 * 1.01
     again = AtariWorld("breakout", 0.99, horizon=40).rollout(breakout.uniform(), trajectories=2, steps=45, generator=seeded(1))
     assert torch.equal(found.states.stacks(), again.states.stacks())
     other = breakout.rollout(breakout.uniform(), trajectories=2, steps=45, generator=seeded(2))

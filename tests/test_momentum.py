@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,4 +294,6 @@ def test_what_it_does_not_fit_is_named():
     deep = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped.problem
     assert "correction='none'" in Momentum(ScoreFunction("critic", "frozen"), "importance").supports(deep)
     assert Momentum(ScoreFunction("critic", "frozen")).supports(deep) is None
-    assert "VectorWorld" in Momentum(ScoreFunction("rollout")).supports(deep)
+    straight = replace(deep, world=SimpleNamespace(discount=0.9))
+    assert "SimpleNamespace has no branch" in Momentum(ScoreFunction("rollout")).supports(straight)
+    assert Momentum(ScoreFunction("rollout", "frozen")).supports(deep) is None

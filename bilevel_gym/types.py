@@ -151,6 +151,8 @@ class Samples:
     """[M, I] the step at which the fragment starts."""
     fragments: Fragments
     """[M, I, H] the same fragments, gathered."""
+    asked: bool = True
+    """Whether the upper level observed them; where not, every outcome is NaN and says nothing about l."""
 
 
 @dataclass(frozen=True, slots=True)

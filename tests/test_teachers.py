@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from bilevel_gym import BilevelProblem
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients import Exact, GivenCritic, ScoreFunction
-from bilevel_gym.objectives.preference import _play
-from bilevel_gym.preferences import BradleyTerry, Teacher
+from bilevel_gym.preferences import BradleyTerry, Teacher, draw_fragments
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import check_hypergradient, enumerated_critic
 from tests import problems
@@ -122,7 +121,9 @@ def test_the_exact_objective_is_the_mean_of_the_sampled_one(name):
     problem = taught(TEACHERS[name])
     x = 2.0 * problem.world.true_reward.flatten() + problems.point(problem, 1, scale=0.3)
     policy, objective, source = SOLVER.solve(problem, x).policy, problem.objective, generator(5)
-    fragments = objective._cut(_play(problem.world, policy, 80_000, 3, source), 40_000, "start", source).fragments
+    played = problem.world.rollout(policy, trajectories=80_000, steps=3, generator=source)
+    drawn, rewards = draw_fragments(played, 40_000, 2, 3, "start", source)
+    fragments = replace(drawn.fragments, outcome=objective.teacher.label(rewards, source))
     losses = objective.loss(problem, x, fragments)
     error = float(losses.std()) / 200
     assert abs(float(losses.mean() - objective.value(problem, x, policy))) < 4 * error

@@ -160,6 +160,7 @@ def sobirl(
     batch: int | None = 64,
     clip: float | None = 1.0,
     delay: int = 0,
+    stale: bool = False,
     updates_per_step: int = 50,
     warmup_updates: int = 200,
 ) -> HypergradientAgent:
@@ -174,10 +175,11 @@ def sobirl(
         batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
         clip: the implicit part's norm at most, in multiples of the direct part's; None does not clip.
         delay: upper steps before the implicit part sets in.
+        stale: whether scores are those of the queue's pairs, as in the released code, and not those of the fresh ones; biased.
         updates_per_step: updates of x between two steps of the environment.
         warmup_updates: further ones on the first pairs.
     """
-    estimator = ScoreFunction(sensitivity, window, batch, clip=clip, delay=delay)
+    estimator = ScoreFunction(sensitivity, window, batch, clip=clip, delay=delay, stale=stale)
     return HypergradientAgent(
         env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates
     )

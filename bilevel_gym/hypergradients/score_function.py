@@ -24,7 +24,7 @@ from bilevel_gym.hypergradients.sensitivities import (
     spread,
 )
 from bilevel_gym.numerics import gradients
-from bilevel_gym.preferences import concatenate, take
+from bilevel_gym.preferences import as_samples, concatenate, take
 from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, Samples
 
 __all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Window"]
@@ -86,9 +86,11 @@ class ScoreFunction:
         clip: the implicit part is scaled down to at most this multiple of the direct part's norm, a guard against its variance, which
             grows as 1/(τ(1−γ)); None leaves it as it is. A clipped estimate is biased in length, not in the direction of its parts.
         delay: evaluations before the implicit part sets in (the released code waits for 1e5 environment steps).
+        stale: whether scores are those of the batch out of the queue, as in the released code, and not those of the fresh fragments:
+            biased, since older policies have played most of it. For ``"one_step"`` and ``"exact"``.
 
     Raises:
-        InvalidProblem: an unknown sensitivity or window, or a count that is not positive.
+        InvalidProblem: an unknown sensitivity or window, a count that is not positive, or ``stale`` where it has no meaning.
 
     Cost: two backward passes through r_x, over the batch and over the fresh trajectories, whatever D is.
     """
@@ -105,6 +107,7 @@ class ScoreFunction:
     history: int = 512
     clip: float | None = None
     delay: int = 0
+    stale: bool = False
 
     def __post_init__(self) -> None:
         if self.sensitivity not in ("exact", "one_step", "rollout", "critic", None) or self.window not in ("reset", "frozen"):
@@ -115,6 +118,8 @@ class ScoreFunction:
             raise InvalidProblem("batch, action_samples, branches and history must be positive")
         if self.delay < 0 or (self.clip is not None and not self.clip > 0):
             raise InvalidProblem(f"delay is {self.delay} and clip {self.clip}: they must not be negative; clip=None does not clip")
+        if self.stale and (self.batch is None or self.sensitivity not in ("exact", "one_step")):
+            raise InvalidProblem("stale scores are those of a batch out of the queue: give a batch, and sensitivity 'one_step' or 'exact'")
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
@@ -122,6 +127,8 @@ class ScoreFunction:
             return refusal(reason, problem)
         if self.sensitivity == "critic" and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
+        if self.stale and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
+            return "the queue keeps fragments without what was before them: cut them at the start, or choose window='frozen'"
         if self.sensitivity == "exact" and not problem.tabular:
             return "sensitivity='exact' needs the transition probabilities; use 'critic'"
         if self.sensitivity == "rollout" and not isinstance(problem.world, Branching):
@@ -150,7 +157,8 @@ class ScoreFunction:
         batch = fresh.fragments if self.batch is None or not queue else queue.sample(self.batch, oracle.generator)
         if state.fresh is not fresh:
             state = self._begin(oracle, x, response, fresh, state)
-        return self._estimate(Point(problem, x, response, oracle.generator), batch, state), state
+        weighed = replace(state, fresh=as_samples(batch)) if self.stale else state
+        return self._estimate(Point(problem, x, response, oracle.generator), batch, weighed), state
 
     def again(
         self, oracle: Oracle, x: Tensor, response: Response, state: ScoreState, importance: Importance | None = None
@@ -179,7 +187,7 @@ class ScoreFunction:
         """Weigh the new trajectories by an L that has not seen them, they join the history afterwards; or branch off from them."""
         earlier, noise = state.history, oracle.generator.get_state()
         state = ScoreState(earlier, fresh=fresh, evaluations=state.evaluations + 1, earlier=earlier, noise=noise)
-        if self.sensitivity == "rollout":
+        if self.sensitivity == "rollout" and fresh.asked:
             return replace(state, continuations=play_continuations(oracle, response, fresh, self.window, self.branches))
         if self.sensitivity != "critic":
             return state
@@ -188,6 +196,8 @@ class ScoreFunction:
                 "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
             )
         weights = self._carried(Point(oracle.problem, x, response, oracle.generator), fresh, earlier)
+        if not fresh.asked:
+            return replace(state, weights=weights)
         joined = fresh.fragments if earlier is None else concatenate(earlier, fresh.fragments)
         return replace(state, history=take(joined, slice(-self.history, None)), weights=weights)
 
@@ -203,7 +213,8 @@ class ScoreFunction:
         weight = at.tuple_weights(fresh, self.window)
         training = problem.training(at.generator)
         direct = gradients(lambda leaf: (weight * problem.objective.loss(training, leaf, batch)).mean(), at.x)[0]
-        if self.sensitivity is None or state.evaluations <= self.delay:
+        unknown = not fresh.asked and self.sensitivity != "critic"  # L says something about l where nobody was asked
+        if self.sensitivity is None or unknown or state.evaluations <= self.delay:
             return Hypergradient(direct, direct, torch.zeros_like(direct))
         implicit = self._implicit(at, fresh, state, weight)
         size = implicit.norm()

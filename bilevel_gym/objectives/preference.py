@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from math import ceil, log
+from dataclasses import KW_ONLY, dataclass, field, replace
+from math import ceil, inf, log, nan
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,12 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
-from bilevel_gym.numerics import as_table, gradients
-from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
-from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
-from bilevel_gym.preferences import Cut, PreferenceBuffer, Teacher, cross_entropy, draw_places, gather
-from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Samples, Trajectory, World
+from bilevel_gym.numerics import as_table
+from bilevel_gym.objectives.enumerated_preference import NO_TRUE_REWARD, EnumeratedPreference
+from bilevel_gym.preferences import Cut, PreferenceBuffer, Query, Teacher, cross_entropy, draw_fragments, labels_due, take
+from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Trajectory, World
 
 __all__ = ["PreferenceMemory", "PreferenceObjective"]
-
-NO_TRUE_REWARD = "the teacher compares true returns, and this world has no reward of its own: give TabularWorld a true_reward"
 
 
 @dataclass(frozen=True)
@@ -32,22 +29,31 @@ class PreferenceMemory:
     """Labelled pairs, for ∇l."""
     held_out: Fragments | None = None
     """Pairs that nothing ever trains on; None before the first evaluation."""
-    started: bool = False
-    """Whether there has been an evaluation."""
+    evaluations: int = 0
+    """How many there have been."""
+    asked: int = 0
+    """Labels that have been asked for, those of the held-out set left out."""
 
 
 @dataclass(frozen=True)
-class PreferenceObjective:
+class PreferenceObjective(EnumeratedPreference):
     """f(x, π) = E_{d_1, d_2 ~ π} E_y[ −y log σ(z) − (1−y) log σ(−z) ],  z = Σ_h r_x(d_1) − Σ_h r_x(d_2) (mathematics §8).
 
     Each evaluation plays π, cuts fresh pairs, and asks the teacher about them. The metrics are kept apart:
 
     * ``accuracy_fresh``: how often r_x ranks the fresh pairs as their labels do, *before* anything has trained on them;
     * ``accuracy_held_out``: the same on a fixed set, drawn once by policies of random quality, that nothing trains on;
-    * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories.
+    * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories;
+    * ``comparisons_left``: of the budget, where there is one.
 
     On-policy, this f is *not* minimised at the true reward: r_x also chooses which fragments are compared. With fragments of a fixed
     ``reference`` policy in their place it is, for a teacher that follows the model: f is convex in x then and does not depend on π.
+
+    Fresh pairs are drawn uniformly: they are what f is measured on and what scores are weighted with. A ``query`` rule chooses more
+    pairs from the same trajectories, for ∇l only. All that is labelled enters the queue.
+
+    Once the budget is spent, or between two labels of a rate below one, nobody is asked: f is then the mean loss of pairs drawn from the
+    queue, the fresh fragments are marked as not ``asked``, and ``accuracy_fresh`` is NaN.
 
     Args:
         length: H, steps of a fragment.
@@ -57,8 +63,12 @@ class PreferenceObjective:
         capacity: pairs in the queue for ∇l; 0 keeps none, and ∇l is estimated on the fresh pairs.
         cut: whether fragments start at the reset or anywhere in the trajectory.
         trajectories: trajectories of an evaluation; None gives each fragment one of its own.
-        steps: T of each; None takes H and the tail past it in which γ^t falls to .01.
+        steps: T of each; None takes H and the tail past it in which γ^t falls to .01. Episodes may be shorter, but not than H.
         held_out_pairs: pairs of the fixed set, 0 for none.
+        query: how further pairs are chosen, from the second evaluation on; None chooses none.
+        budget: labels in all, those of the held-out set left out; None does not count.
+        half_rate: the evaluation at which half as many labels are asked for as at first, as the rate falls hyperbolically (Christiano et
+            al., NeurIPS 2017, let it fall as 1/(T + constant) in environment steps); None keeps the rate constant.
         reference: the policy whose fragments are compared, of the same kind as the follower's; None compares the follower's own.
         exact: whether an evaluation's value is f itself, by enumeration on a small table, and not the mean loss of its fresh pairs.
 
@@ -76,11 +86,15 @@ class PreferenceObjective:
     trajectories: int | None = None
     steps: int | None = None
     held_out_pairs: int = 0
+    query: Query | None = None
+    budget: int | None = None
+    half_rate: float | None = None
     reference: Any = field(default=None, compare=False)
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.pairs < 1 or self.capacity < 0 or self.held_out_pairs < 0 or (self.initial_pairs or 1) < 1:
+        first = self.pairs if self.initial_pairs is None else self.initial_pairs
+        if min(self.length, self.pairs, first) < 1 or min(self.capacity, self.held_out_pairs) < 0:
             raise InvalidProblem("length, pairs and initial_pairs must be positive, capacity and held_out_pairs not negative")
         if self.steps is not None and self.steps < self.length:
             raise InvalidProblem(f"steps is {self.steps}, shorter than a fragment of {self.length}: play at least {self.length} steps")
@@ -90,6 +104,14 @@ class PreferenceObjective:
             raise InvalidProblem(f"cut is {self.cut!r}: choose 'start' or 'anywhere'")
         if self.exact and self.cut != "start":
             raise InvalidProblem("exact values need fragments that start at the reset: choose cut='start'")
+        if self.budget is not None and self.budget < 1:
+            raise InvalidProblem(f"budget is {self.budget}: the first evaluation asks for a label at least; None sets no limit")
+        if self.half_rate is not None and not 0.0 < self.half_rate < inf:
+            raise InvalidProblem(
+                f"half_rate is {self.half_rate}: it is a number of evaluations, above 0 and finite; None keeps the rate constant"
+            )
+        if self.capacity == 0 and not (self.budget is None and self.half_rate is None and self.query is None):
+            raise InvalidProblem("a budget, a falling rate and a query rule need a queue to train on: give a capacity, such as 3000")
         if isinstance(self.reference, list | tuple | np.ndarray):
             object.__setattr__(self, "reference", as_table(self.reference, "cpu"))
         if isinstance(self.reference, Tensor):
@@ -110,16 +132,9 @@ class PreferenceObjective:
         return first
 
     @property
-    def on_policy(self) -> bool:
-        """Whether π chooses what is compared, so that f depends on it."""
-        return self.reference is None
-
-    @property
     def per_tuple(self) -> int:
         """Fragments of a tuple: two are compared."""
         return 2
-
-    # ------------------------------------------------------------------------------------------ sampled
 
     def start(self) -> PreferenceMemory:
         """An empty queue, and no held-out set yet."""
@@ -132,23 +147,31 @@ class PreferenceObjective:
         """Play the policy, cut and label fresh pairs, and measure before anything trains on them.
 
         Raises:
-            UnsupportedProblem: the world has no true reward, so there is nothing that the teacher could compare, or there are contexts.
+            UnsupportedProblem: the world has no true reward, so there is nothing that the teacher could compare, or there are contexts;
+                or a query rule asks a single network for disagreement.
+            InvalidProblem: fragments are longer than episodes.
         """
         self._check(problem)
         world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
         held_out, spent = memory.held_out, 0
         if held_out is None and self.held_out_pairs:
             held_out, spent = self._held_out(problem, world, generator)
-        pairs = self.pairs if memory.started or self.initial_pairs is None else self.initial_pairs
-        count, steps = self.trajectories or 2 * pairs, self._steps(problem)
-        trajectories = shown = _play(world, response.policy, count, steps, generator)
+        due, more = self._due(memory)
+        pairs, steps = due or self.pairs, self._steps(problem)
+        trajectories = shown = _play(world, response.policy, self.trajectories or 2 * pairs, steps, generator)
         if self.reference is not None:
-            shown = _play(world, self.reference, count, steps, generator)
+            shown = _play(world, self.reference, self.trajectories or 2 * pairs, steps, generator)
             spent += shown.alive.numel()
-        fresh = self._cut(shown, pairs, self.cut, generator)
+        fresh, rewards = draw_fragments(shown, pairs, 2, self.length, self.cut, generator)
+        queue = memory.queue
+        if due:
+            fresh = replace(fresh, fragments=self._labelled(fresh.fragments, rewards, generator), asked=True)
+            queue = queue.append(fresh.fragments)
+        if more:
+            queue = queue.append(self._chosen(problem, x, shown, more, generator))
         logits = self.logits(problem, x, fresh.fragments)
         metrics = {
-            "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome),
+            "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome) if due else nan,
             "true_return": float(_total(trajectories)),
             "learned_return": float(
                 (problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()
@@ -156,16 +179,24 @@ class PreferenceObjective:
         }
         if held_out is not None:
             metrics["accuracy_held_out"] = _accuracy(self.logits(problem, x, held_out).mean(0), held_out.outcome)
-        queue = memory.queue.append(fresh.fragments)
+        asked = memory.asked + due + more
+        if self.budget is not None:
+            metrics["comparisons_left"] = float(self.budget - asked)
+        if self.exact:
+            value = self.value(problem, x, response.policy)
+        elif due:
+            value = cross_entropy(logits, fresh.fragments.outcome).mean()
+        else:
+            value = self.loss(problem, x, queue.sample(pairs, generator)).mean()
         evaluation = Evaluation(
-            value=self.value(problem, x, response.policy) if self.exact else cross_entropy(logits, fresh.fragments.outcome).mean(),
+            value=value,
             fresh=fresh,
             memory=queue,
             metrics=metrics,
             env_steps=trajectories.alive.numel() + spent,
-            comparisons=pairs + (self.held_out_pairs if memory.held_out is None else 0),
+            comparisons=due + more + (self.held_out_pairs if memory.held_out is None else 0),
         )
-        return evaluation, PreferenceMemory(queue, held_out, started=True)
+        return evaluation, PreferenceMemory(queue, held_out, memory.evaluations + 1, asked)
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """l of each pair, differentiable in x, 0 where the query was skipped; of an ensemble the mean over its members' own: [M]."""
@@ -189,134 +220,61 @@ class PreferenceObjective:
         Raises:
             UnsupportedProblem: they carry no true reward that the teacher could compare.
         """
-        return self._cut(_with_truth(trajectories), 1, self.cut, generator).fragments
-
-    # ------------------------------------------------------------------------------------------ exact
-
-    def not_explicit(self, problem: Problem) -> str | None:
-        """None where f can be enumerated, else the reason why it can only be sampled. Cost: an enumeration, remembered where P is fixed."""
-        low, high = problem.domain.bounds
-        middle = torch.as_tensor((low + high) / 2.0, dtype=problem.domain.dtype, device=problem.domain.device)
-        try:
-            self._truth(problem, self.fragments(problem, middle))
-        except UnsupportedProblem as error:
-            return str(error)
-        return None
-
-    def value(self, problem: Problem, x: Tensor, policy: Tensor) -> Tensor:
-        """f(x, π) by enumeration of all pairs of fragments, for small tables and ``cut="start"``: [B, D], [B, S, A] → [B].
-
-        Raises:
-            UnsupportedProblem: what ``not_explicit`` says, or a batch of x where P depends on x.
-
-        Cost: O(B(FH + U²)), F fragments of U kinds; the pairs are taken in parts, which bounds the memory.
-        """
-        every, law = self._law(problem, x, policy)
-        losses = mean_losses(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
-        return (law * losses).sum(-1)
-
-    def entropy(self, problem: Problem, policy: Tensor) -> Tensor:
-        """The least that f can be on fragments of a policy, which the teacher's noise leaves over: [B, S, A] → [B].
-
-        It is the entropy of the answers, as far as the loss can tell (``pairs.answer_entropy``). Under a Bradley–Terry teacher with a
-        ``reference`` f attains it, at the true reward times the rationality; on-policy the fragments move with x.
-        """
-        every, law = self._law(problem, torch.zeros(problem.dimension, dtype=policy.dtype, device=policy.device), policy)
-        return answer_entropy(law, self._truth(problem, every), self.teacher)
-
-    def fragments(self, problem: Problem, x: Tensor) -> Enumeration:
-        """All fragments, of as many kinds as reward and teacher tell apart.
-
-        Raises:
-            UnsupportedProblem: there are contexts, the fragments are cut anywhere, there are too many of them, or more than one P.
-        """
-        self._check(problem)
-        if self.cut != "start":
-            raise UnsupportedProblem(
-                "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
-            )
-        return fragments_of(problem.world, x, self.length, self.teacher.discount)
-
-    def pair_losses(self, problem: Problem, x: Tensor, every: Enumeration) -> Tensor:
-        """E_y l of each pair of kinds of fragments, differentiable in x: [B, D] → [B, U, U].
-
-        Raises:
-            UnsupportedProblem: the world has no true reward.
-        """
-        return pair_losses(every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
-
-    def gradient(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
-        """(∇_x f [B, D], ∇_π f [B, S, A]) of the enumeration, by one backward pass."""
-        by_x, by_policy = gradients(lambda x, policy: self.value(problem, x, policy), x, policy)
-        return by_x, by_policy
-
-    def advantage(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Tensor, Tensor]:
-        """L − E_πL with L(s, a) the mean of l given that (s, a) was visited in either fragment, and the visits of s in both.
-
-        What HPGD's A_upper is for this loss (mathematics §7). With a ``reference`` π chooses nothing, and it is 0.
-
-        Returns:
-            A [B, S, A], zero where (s, a) is never visited, and d [B, S].
-        """
-        every, law = self._law(problem, x, policy)
-        losses = mean_losses(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
-        visits, lost = (2.0 * (weight @ every.counts).view_as(policy) for weight in (law.expand_as(losses), law * losses))
-        mean = torch.where(visits > 0, lost / visits.clamp_min(torch.finfo(visits.dtype).tiny), 0.0)
-        advantage = torch.where(visits > 0, mean - (policy * mean).sum(-1, keepdim=True), 0.0)
-        return advantage if self.on_policy else torch.zeros_like(advantage), visits.sum(-1)
+        drawn, rewards = draw_fragments(_with_truth(trajectories), 1, 2, self.length, self.cut, generator)
+        return self._labelled(drawn.fragments, rewards, generator)
 
     # ------------------------------------------------------------------------------------------ parts
 
-    def _check(self, problem: Problem) -> None:
-        if getattr(problem.world, "context_weights", None) is not None:
-            raise UnsupportedProblem(
-                "there are several followers (contexts), and fragments do not say whose they are: take one follower, in a world of its own"
-            )
-        if isinstance(self.reference, Tensor) and problem.tabular and list(self.reference.shape) != problem.sizes[1:]:
-            raise UnsupportedProblem(f"reference has shape {tuple(self.reference.shape)}: it must be [S, A] = {problem.sizes[1:]}")
+    def _due(self, memory: PreferenceMemory) -> tuple[int, int]:
+        """How many labels are asked for now, of fresh pairs and of chosen ones, within the budget."""
+        if memory.evaluations == 0:
+            fresh, chosen = self.pairs if self.initial_pairs is None else self.initial_pairs, 0
+        else:
+            counts = (self.pairs, 0 if self.query is None else self.query.pairs)
+            fresh, chosen = (labels_due(count, memory.evaluations, self.half_rate) for count in counts)
+        if self.budget is not None:
+            fresh = min(fresh, self.budget - memory.asked)
+            chosen = min(chosen, self.budget - memory.asked - fresh)
+        return fresh, chosen
 
     def _steps(self, problem: Problem) -> int:
-        if self.steps is not None:
-            return self.steps
-        discount = problem.world.discount
-        return self.length + (ceil(log(0.01) / log(discount)) if discount > 0 else 0)
+        discount, horizon = problem.world.discount, getattr(problem.world, "horizon", None)
+        if horizon is not None and horizon < self.length:
+            raise InvalidProblem(f"fragments of {self.length} steps do not fit into episodes of {horizon}: shorten them")
+        steps = self.steps or self.length + (ceil(log(0.01) / log(discount)) if discount > 0 else 0)
+        return steps if horizon is None else min(steps, horizon)
 
-    def _cut(self, trajectories: Trajectory, pairs: int, cut: Cut, generator: torch.Generator) -> Samples:
-        assert trajectories.rewards is not None
-        origin, offset = draw_places(trajectories, pairs, 2, self.length, cut, generator)
-        states, actions, alive, rewards = (
-            gather(table, origin, offset, self.length)
-            for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
-        )
-        labels = self.teacher.label(rewards * alive, generator)
-        return Samples(trajectories, origin, offset, Fragments(states, actions, alive, labels))
+    def _labelled(self, fragments: Fragments, rewards: Tensor, generator: torch.Generator) -> Fragments:
+        return replace(fragments, outcome=self.teacher.label(rewards, generator))
+
+    def _chosen(self, problem: Problem, x: Tensor, shown: Trajectory, count: int, generator: torch.Generator) -> Fragments:
+        """The pairs that the query rule picks out of many."""
+        assert self.query is not None
+        candidates, rewards = draw_fragments(shown, count * self.query.ratio, 2, self.length, self.cut, generator)
+        index = self.query.choose(self.logits(problem, x, candidates.fragments), count)
+        return self._labelled(take(candidates.fragments, index), rewards[index], generator)
 
     def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, int]:
         """Pairs out of what sixteen policies of random quality play, each compared with any other; and the environment steps spent."""
-        steps = self.length if self.cut == "start" else self._steps(problem)
+        steps = self.episode_steps(problem)
         per_policy = min(ceil(self.held_out_pairs / 8), 4)
         played = [_play(world, world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
         order = torch.randperm(16 * per_policy, generator=generator, device=generator.device)
         mixed = Trajectory(
             *(concatenate_states([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
         )
-        return self._cut(mixed, self.held_out_pairs, self.cut, generator).fragments, mixed.alive.numel()
-
-    def _law(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Enumeration, Tensor]:
-        """All fragments, and the law of their kinds: [B, U]."""
-        every = self.fragments(problem, x)
-        return every, every.law(policy if self.reference is None else self.reference)
-
-    def _truth(self, problem: Problem, every: Enumeration) -> Tensor:
-        """What the teacher sees of each kind of fragment: [U, 2]."""
-        true: Tensor | None = getattr(problem.world, "true_reward", None)
-        if true is None:
-            raise UnsupportedProblem(NO_TRUE_REWARD)
-        return every.seen(true)
+        drawn, rewards = draw_fragments(mixed, self.held_out_pairs, 2, self.length, self.cut, generator)
+        return self._labelled(drawn.fragments, rewards, generator), mixed.alive.numel()
 
 
 def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
     return _with_truth(world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator))
+
+
+def _with_truth(played: Trajectory) -> Trajectory:
+    if played.rewards is None:
+        raise UnsupportedProblem(NO_TRUE_REWARD)
+    return played
 
 
 def _accuracy(logit: Tensor, outcome: Tensor) -> float:
@@ -326,12 +284,6 @@ def _accuracy(logit: Tensor, outcome: Tensor) -> float:
         return 0.5
     agreement = logit.sign() * (outcome - 0.5).sign()  # 1 where the order is right, 0 where r_x knows of none
     return float((0.5 + 0.5 * agreement)[decided].mean())
-
-
-def _with_truth(played: Trajectory) -> Trajectory:
-    if played.rewards is None:
-        raise UnsupportedProblem(NO_TRUE_REWARD)
-    return played
 
 
 def _total(trajectories: Trajectory) -> Tensor:

@@ -1,18 +1,24 @@
 """Fragments of trajectories, teachers who compare them, and the queue of what was compared."""
 
 from bilevel_gym.preferences.buffer import PreferenceBuffer
-from bilevel_gym.preferences.fragments import Cut, concatenate, draw_places, gather, take, window_sum
+from bilevel_gym.preferences.fragments import Cut, as_samples, concatenate, draw_fragments, draw_places, gather, take, window_sum
+from bilevel_gym.preferences.queries import Query, Rule, labels_due
 from bilevel_gym.preferences.teachers import BradleyTerry, Teacher, cross_entropy
 
 __all__ = [
     "BradleyTerry",
     "Cut",
     "PreferenceBuffer",
+    "Query",
+    "Rule",
     "Teacher",
+    "as_samples",
     "concatenate",
     "cross_entropy",
+    "draw_fragments",
     "draw_places",
     "gather",
+    "labels_due",
     "take",
     "window_sum",
 ]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.frames import FrameStacks, concatenate_states
-from bilevel_gym.types import Fragments, Trajectory
+from bilevel_gym.types import Fragments, Samples, Trajectory
 
-__all__ = ["Cut", "concatenate", "draw_places", "gather", "take", "window_sum"]
+__all__ = ["Cut", "as_samples", "concatenate", "draw_fragments", "draw_places", "gather", "take", "window_sum"]
 
 Cut = Literal["start", "anywhere"]
 """Where a fragment is cut from its trajectory: at the reset (s_0 ~ ρ), or uniformly."""
@@ -50,6 +50,30 @@ def draw_places(
     return origin, torch.randint(steps - length + 1, origin.shape, generator=generator, device=device)
 
 
+def draw_fragments(
+    trajectories: Trajectory, tuples: int, per_tuple: int, length: int, cut: Cut, generator: torch.Generator
+) -> tuple[Samples, Tensor]:
+    """Cut M tuples of I fragments, drawn uniformly as in ``draw_places``, which nobody has been asked about.
+
+    Args:
+        trajectories: [N, T], with the world's rewards.
+
+    Returns:
+        the fragments, with NaN for outcomes, and their true rewards [M, I, H], 0 past the end of an episode.
+
+    Raises:
+        InvalidProblem: too few trajectories, or too short ones.
+    """
+    assert trajectories.rewards is not None
+    origin, offset = draw_places(trajectories, tuples, per_tuple, length, cut, generator)
+    states, actions, alive, rewards = (
+        gather(table, origin, offset, length)
+        for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
+    )
+    unknown = torch.full((tuples,), torch.nan, dtype=rewards.dtype, device=rewards.device)
+    return Samples(trajectories, origin, offset, Fragments(states, actions, alive, unknown), asked=False), rewards * alive
+
+
 def gather(table: Any, origin: Tensor, offset: Tensor, length: int) -> Any:
     """The pieces of a table of trajectories: [N, T, *], [M, I], [M, I] → [M, I, H, *]; of pictures only theirs are kept."""
     time = offset.unsqueeze(-1) + torch.arange(length, device=offset.device)
@@ -76,6 +100,13 @@ def window_sum(weight: Tensor, origin: Tensor, first: Tensor, last: Tensor, shap
     edges.index_add_(0, row + first.flatten(), weight.flatten())
     edges.index_add_(0, row + last.flatten(), -weight.flatten())
     return edges.view(count, steps + 1).cumsum(-1)[:, :steps]
+
+
+def as_samples(fragments: Fragments) -> Samples:
+    """Fragments as trajectories of their own, with nothing before or after them: [M, I, H] out of [M·I, H]."""
+    states, actions, alive = (table.flatten(0, 1) for table in (fragments.states, fragments.actions, fragments.alive))
+    origin = torch.arange(len(alive), device=alive.device).view(fragments.alive.shape[:2])
+    return Samples(Trajectory(states, actions, alive), origin, torch.zeros_like(origin), fragments)
 
 
 def take(fragments: Fragments, index: Tensor | slice) -> Fragments:

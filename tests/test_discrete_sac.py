@@ -287,15 +287,15 @@ class Screens:
     ready = True
     shape = (4, 36, 36)
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.place = torch.randint(0, 30, (count,), generator=seeded(seed))
-        self.stack = torch.zeros(count, *self.shape, dtype=torch.uint8)
+    def __init__(self, count: int, seed: int, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008
+        self.place = torch.randint(0, 30, (count,), generator=seeded(seed)).to(device)
+        self.stack = torch.zeros(count, *self.shape, dtype=torch.uint8, device=device)
         self.age = 0
         self.show()
 
     def show(self) -> None:
         """The next frame."""
-        frames = torch.zeros(len(self.place), *self.shape[1:], dtype=torch.uint8)
+        frames = torch.zeros_like(self.stack[:, 0])
         for copy, place in enumerate(self.place.tolist()):
             frames[copy, :, place : place + 6] = 200
         self.stack = torch.cat([self.stack[:, 1:], frames[:, None]], 1)
@@ -310,20 +310,21 @@ class Screens:
         self.place = (self.place + 3 * (actions - 1)).clamp(0, 30)
         self.show()
         self.age += 1
-        following, ended = self.stack, torch.full((len(actions),), self.age % 7 == 0)
+        following, ended = self.stack, torch.full_like(actions, self.age % 7 == 0, dtype=torch.bool)
         if bool(ended.all()):
             self.stack = torch.zeros_like(self.stack)
             self.show()
-        return Transition(following, torch.zeros(len(actions)), torch.zeros_like(ended), ended)
+        return Transition(following, torch.zeros(len(actions), device=actions.device), torch.zeros_like(ended), ended)
 
 
+@dataclass(frozen=True)
 class ScreenWorld:
     """A world of pictures."""
 
+    device: torch.device = torch.device("cpu")
     discount = 0.8
     observation_shape = Screens.shape
     action_count = 3
-    device = torch.device("cpu")
 
     def uniform(self) -> UniformChoice:
         """1/3."""
@@ -331,7 +332,7 @@ class ScreenWorld:
 
     def open(self, count: int, seed: int) -> Screens:
         """Live copies."""
-        return Screens(count, seed)
+        return Screens(count, seed, self.device)
 
 
 @dataclass(frozen=True)
@@ -342,7 +343,7 @@ class Brightness(Known):
         """Of the newest frame."""
         assert states.dtype == torch.uint8
         newest = states[..., -1, 0, :].float() / 255.0
-        return (newest * torch.linspace(-1.0, 1.0, 36)).sum(-1) / 6.0
+        return (newest * torch.linspace(-1.0, 1.0, 36, device=newest.device)).sum(-1) / 6.0
 
 
 def cartpole(**options: Any) -> BilevelProblem:

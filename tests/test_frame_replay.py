@@ -61,7 +61,7 @@ class Player:
 
 def agree(replay: FrameReplay, seen: list[tuple[Tensor, ...]]) -> None:
     """What it holds are the last transitions, whole."""
-    held = replay.at(torch.arange(len(replay)))
+    held = replay.at((replay.first + torch.arange(len(replay))) % replay.capacity)
     wanted = Batch(*(torch.stack(column) for column in zip(*seen[-len(replay) :], strict=True)))
     for mine, naive in zip(held, wanted, strict=True):
         assert torch.equal(mine, naive.to(mine.dtype))

@@ -93,7 +93,12 @@ class FrameReplay:
     @property
     def nbytes(self) -> int:
         """Bytes that are allocated; on a CPU the system provides memory for the part that has been written."""
-        return sum(int(getattr(self, name).nbytes) for name in ("frames", *COLUMNS))
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors that ``at`` reads."""
+        return tuple(getattr(self, name) for name in ("frames", *COLUMNS))
 
     def add(self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor) -> None:
         """Append a step of N environments, the oldest transitions making room.
@@ -137,14 +142,13 @@ class FrameReplay:
         """
         if not len(self):
             raise IndexError("the replay is empty: nothing can be drawn from it")
-        index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
-        return self.at(index.to(self.frames.device))
+        rows = (self.first + torch.randint(len(self), (count,), generator=generator, device=generator.device)) % self.capacity
+        return self.at(rows.to(self.frames.device))
 
-    def at(self, index: Tensor) -> Batch:
-        """Transitions by their age, 0 the oldest: [n] → fields [n, ...]."""
-        rows = (self.first + index) % self.capacity
+    def at(self, rows: Tensor) -> Batch:
+        """The transitions in given rows, number m in row m mod ``capacity``: [n] → fields [n, ...]."""
         places = self.numbers[rows].flatten().long() % self.frame_capacity
-        stacks = self.frames.index_select(0, places).view(len(index), 2, self.stack, *self.frame_shape)
+        stacks = self.frames.index_select(0, places).view(len(rows), 2, self.stack, *self.frame_shape)
         return Batch(stacks[:, 0], self.actions[rows].long(), stacks[:, 1], self.terminated[rows].float(), self.rewards[rows])
 
     def copy(self) -> FrameReplay:

@@ -125,6 +125,19 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         Args:
             batch: n transitions.
         """
+        self._descend_all(batch)
+        self.updates += 1
+        if self.updates % self.rates.target_every == 0:
+            self.networks.target.lerp_(self.networks.critic, self.rates.polyak)
+
+    @torch.inference_mode()
+    def update_on_device(self, batch: Labelled) -> None:
+        """The same, but that Adam's clock says on the device when the targets are due: ``updates`` is left to the caller."""
+        self._descend_all(batch)
+        due = self.networks.clocks[1] % self.rates.target_every == 0
+        self.networks.target.lerp_(self.networks.critic, self.rates.polyak * due.to(self.networks.target.dtype))
+
+    def _descend_all(self, batch: Labelled) -> None:
         networks, clocks = self.networks, self.networks.clocks
         drawn = self._draw(batch)
         self._critic_gradient(batch, drawn)
@@ -134,9 +147,6 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         if self.setting.entropy is not None:
             gradient = networks.log_temperature.exp() * (self._entropy(drawn) - self.setting.entropy)
             self._descend(networks.log_temperature, gradient, networks.temperature_moments, clocks[2])
-        self.updates += 1
-        if self.updates % self.rates.target_every == 0:
-            networks.target.lerp_(networks.critic, self.rates.polyak)
 
     @torch.inference_mode()
     def residual(self, batch: Labelled) -> Tensor:

@@ -14,6 +14,7 @@ from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import draw_seed
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers.base import fitting_solver
+from bilevel_gym.solvers.graphs import GraphedUpdates
 from bilevel_gym.solvers.learner import ActorCritic, Learner, Rates, Setting
 from bilevel_gym.solvers.replay import Batch
 from bilevel_gym.types import Budget, Response
@@ -73,6 +74,8 @@ class OffPolicySolver(ABC):
             stays; None keeps it as it is.
         final_learning_rate: see there.
         target_entropy: what τ is tuned towards; None keeps τ fixed.
+        graph_updates: K updates that are one captured CUDA graph (see ``graphs.GraphedUpdates``); 0 launches their kernels one by one,
+            and is all that a CPU can do. A round of updates, ``update_every · num_envs · updates_per_step`` of them, should be K or more.
 
     Raises:
         InvalidProblem: a number is out of range.
@@ -96,6 +99,7 @@ class OffPolicySolver(ABC):
     anneal_steps: int | None = None
     final_learning_rate: float = 0.0
     target_entropy: float | None = None
+    graph_updates: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "num_envs", "update_every", "batch_size", "capacity", "target_every"):
@@ -109,7 +113,7 @@ class OffPolicySolver(ABC):
             raise InvalidProblem(
                 "it would never learn: a solve must be longer than update_every, and the replay must hold learning_starts transitions"
             )
-        for name in ("learning_starts", "updates_per_step", "learning_rate", "final_learning_rate"):
+        for name in ("learning_starts", "updates_per_step", "learning_rate", "final_learning_rate", "graph_updates"):
             if not getattr(self, name) >= 0:
                 raise InvalidProblem(f"{name} is {getattr(self, name)}: it must not be negative")
         if not 0.0 < self.polyak <= 1.0 or not self.adam_epsilon > 0.0:
@@ -156,6 +160,12 @@ class OffPolicySolver(ABC):
         def draw() -> Any:
             return label(state.replay.sample(self.batch_size, generator))
 
+        def update(count: int) -> None:
+            for _ in range(count):
+                learner.update(draw())
+
+        if self.graph_updates:
+            update = self._graphed(problem, x.detach(), learner, state.replay, generator)
         limit = None if budget is None else budget.steps
         rounds = (self.steps if limit is None else min(self.steps, limit)) // self.num_envs
         due, updates = 0.0, 0
@@ -168,8 +178,7 @@ class OffPolicySolver(ABC):
             if turn % self.update_every == 0:
                 count = int(due) if limit is None else min(int(due), limit - updates)
                 learner.learning_rate.fill_(self._rate(state.env_steps + turn * self.num_envs))
-                for _ in range(count):
-                    learner.update(draw())
+                update(count)
                 due, updates = due - int(due), updates + count
         env_steps = rounds * self.num_envs
         return Response(
@@ -180,6 +189,14 @@ class OffPolicySolver(ABC):
             state=replace(state, env_steps=state.env_steps + env_steps, updates=state.updates + updates),
             temperature=None if self.target_entropy is None else float(learner.temperature),
         )
+
+    def _graphed(self, problem: Any, x: Tensor, learner: Learner[Any, Any], replay: Any, generator: torch.Generator) -> GraphedUpdates:
+        device = learner.networks.actor.device
+        if device.type != "cuda":
+            raise UnsupportedProblem(f"graph_updates needs a reward on a CUDA device, and this one is on {device}; take graph_updates=0")
+        own = torch.Generator(device=device).manual_seed(draw_seed(generator))
+        label = self._labeller(problem, x, own)
+        return GraphedUpdates(learner, replay, label, batch_size=self.batch_size, block=self.graph_updates, generator=own)
 
     def _rate(self, env_steps: int) -> float:
         if self.anneal_steps is None:

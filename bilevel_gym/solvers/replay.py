@@ -66,6 +66,16 @@ class Replay:
         return min(self.written, self.capacity)
 
     @property
+    def first(self) -> int:
+        """The number of the oldest transition that is still there; number m is in row m mod ``capacity``."""
+        return self.written - len(self)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors that ``at`` reads."""
+        return (self.rows,)
+
+    @property
     def _columns(self) -> int:
         """Of an action in a row; a number of up to 2²⁴ actions is exact in float32."""
         return 1 if self.action_size is None else self.action_size

@@ -52,8 +52,8 @@ def quadratic_bilevel(
     Reward:
         −f(x, y).
     Reference value:
-        x* = −(MᵀM + ρI)⁻¹Mᵀ(A⁻¹c − t) with M = A⁻¹B, by ``optimum(problem)``. ``info`` has ``distance`` = ‖x − x*‖ and
-        ``response_error`` = ‖y − y*(x)‖.
+        x* = −(MᵀM + ρI)⁻¹Mᵀ(A⁻¹c − t) with M = A⁻¹B, which is ``problem.objective.optimum``. ``info`` has ``distance``
+        = ‖x − x*‖ and ``response_error`` = ‖y − y*(x)‖.
 
     Args:
         dimension: D.

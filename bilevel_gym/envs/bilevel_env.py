@@ -224,10 +224,11 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
                 f"the state is of sizes {state['sizes']} (the dimension of x, then those of the lower level), this environment has {self.problem.sizes}: build it with the same arguments"
             )
         restored = {name: checkpoint.unpack(state[name]) for name in names}
-        self._drawn_from = restored["drawn_from"].bit_generator.state
-        if self.draw is not None:
-            self.problem = self.draw(restored["drawn_from"])
-        self.problem = with_buffers(self.problem, restored["buffers"])
+        drawn_from = restored["drawn_from"].bit_generator.state
+        problem = with_buffers(self.problem if self.draw is None else self.draw(restored["drawn_from"]), restored["buffers"])
+        if hasattr(self.solver, "revive"):  # a foreign solver, whose policies are not plain data
+            restored["response"] = self.solver.revive(problem, restored["response"])
+        self.problem, self._drawn_from = problem, drawn_from
         self.np_random = restored["np_random"]
         self._generator, self._aside, self.counters = (restored[name] for name in ("generator", "aside", "counters"))
         self._x, self._response, self._evaluation, self._memory = (restored[name] for name in ("x", "response", "evaluation", "memory"))

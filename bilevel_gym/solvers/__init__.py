@@ -7,6 +7,7 @@ from bilevel_gym.solvers.gradient_descent import GradientDescentSolver
 from bilevel_gym.solvers.policy_iteration import SoftPolicyIteration
 from bilevel_gym.solvers.riccati import Riccati
 from bilevel_gym.solvers.sac import SAC
+from bilevel_gym.solvers.sb3 import SB3Solver, from_sb3
 from bilevel_gym.solvers.value_iteration import SoftValueIteration
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "DiscreteSAC",
     "GradientDescentSolver",
     "Riccati",
+    "SB3Solver",
     "SoftPolicyIteration",
     "SoftValueIteration",
     "Stage",
     "TabularSolver",
     "UnregularizedGap",
     "anneal",
+    "from_sb3",
     "unregularized_gap",
 ]

@@ -95,6 +95,10 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Upper steps in all.", show_default="the outer horizon of the id")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the instance and of all that is random.", show_default="0")] = None,
+    num_envs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seeds as one batch: seed, seed + 1, …; metrics are means over them. Tabular ids.", show_default="1"),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The folder of the run.", show_default="runs/<id>-<agent>-seed<seed>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; arguments left out are those of the run.")] = False,
     preset: Annotated[str | None, typer.Option(help="Short for --set preset=…", show_default=False)] = None,
@@ -160,20 +164,21 @@ def train(
     given: dict[str, Any] = {
         "agent": agent,
         "seed": seed,
+        "num_envs": num_envs,
         "env_kwargs": env_kwargs or None,
         "agent_kwargs": _options("--agent-set", agent_set or []) or None,
     }
     given = {"id": env_id, **{name: value for name, value in given.items() if value is not None}}
     catalogued = bilevel_gym.registration.CATALOGUE.get(env_id)
     spec = RunSpec(**{"agent": catalogued.agents[0] if catalogued and catalogued.agents else "m_sobirl", **given})
-    folder = output or Path("runs") / f"{env_id.rpartition('/')[2].lower()}-{spec.agent}-seed{spec.seed}"
+    folder = output or Path("runs") / f"{env_id.rpartition('/')[2].lower()}-{spec.agent}-{_seeds(spec).replace(' ', '')}"
     run = Run.load(folder, **given) if resume else Run.create(spec, folder)
     total = steps or run.planned or (run.env.spec and run.env.spec.max_episode_steps) or 100
     if run.step >= total:
         out.print(f"{folder} is at step {run.step} already: give a larger --steps to go on", soft_wrap=True)
         return
     out.print(
-        f"{run.spec.id} · {run.spec.agent} · seed {run.spec.seed} · steps {run.step} to {total} · {folder}", style="dim", soft_wrap=True
+        f"{run.spec.id} · {run.spec.agent} · {_seeds(run.spec)} · steps {run.step} to {total} · {folder}", style="dim", soft_wrap=True
     )
     stop, spending = StopOnSignal(announce=_announce), _budget(budget or [])
     callbacks = _measuring(run, eval_every, eval_episodes, best, wandb)
@@ -185,7 +190,7 @@ def train(
         raise typer.Exit(128 + stop.received)
     if spending is not None and spending.spent is not None:
         out.print(f"stopped at step {run.step} of {total}: the budget of {spending.spent} is spent", soft_wrap=True)
-    out.print(f"objective {float(run.bilevel.evaluation.value):.6g} after {run.step} steps; the run is in {folder}", soft_wrap=True)
+    out.print(f"objective {float(run.bilevel.evaluation.value.mean()):.6g} after {run.step} steps; the run is in {folder}", soft_wrap=True)
     _draw_curve(folder)
 
 
@@ -201,7 +206,7 @@ def evaluate(
     from bilevel_gym.agents.runs import BEST, CHECKPOINT, Run
 
     run = Run.load(folder, file=BEST if best else CHECKPOINT)
-    heading = f"{run.spec.id} · {run.spec.agent} · seed {run.spec.seed} · step {run.step}"
+    heading = f"{run.spec.id} · {run.spec.agent} · {_seeds(run.spec)} · step {run.step}"
     table = Table("", "value", "± s.e.", "", title=heading, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in (1, 2):
         table.columns[column].justify = "right"
@@ -319,6 +324,11 @@ def _budget(pairs: list[str]) -> StopOnBudget | None:
     return StopOnBudget(**limits) if limits else None
 
 
+def _seeds(spec: RunSpec) -> str:
+    """``seed 3``, or ``seeds 3-12`` of a batch."""
+    return f"seed {spec.seed}" if spec.num_envs == 1 else f"seeds {spec.seed}-{spec.seed + spec.num_envs - 1}"
+
+
 def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path) -> str:
     words = [
         *ctx.find_root().command_path.split(),
@@ -330,6 +340,7 @@ def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path)
         str(steps),
         "--seed",
         str(spec.seed),
+        *(["--num-envs", str(spec.num_envs)] if spec.num_envs > 1 else []),
     ]
     for flag, kwargs in (("--set", spec.env_kwargs), ("--agent-set", spec.agent_kwargs)):
         for key, value in kwargs.items():

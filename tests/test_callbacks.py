@@ -132,13 +132,28 @@ def test_evaluated_returns_are_those_of_the_policy() -> None:
 
 
 def test_an_evaluator_refuses_what_it_cannot_measure() -> None:
-    """Without it a batch would be answered with an AttributeError from inside."""
+    """Without it an agent on something else would be answered with an AttributeError from inside."""
     with pytest.raises(InvalidProblem, match="every is 0"):
         Evaluator(0)
+    other: Any = types.SimpleNamespace(bilevel=gym.make("Pendulum-v1").unwrapped)
+    with pytest.raises(UnsupportedProblem, match="PendulumEnv"):
+        Evaluator(1)(other, {"upper_step": 1.0})
+
+
+def test_an_evaluator_measures_a_batch() -> None:
+    """Without it a thousand seeds would have no evaluations on the side; what is logged is the mean over them."""
     envs = gym.make_vec(ID, num_envs=2, **SMALL)
     envs.reset(seed=0)
-    with pytest.raises(UnsupportedProblem, match="BilevelVectorEnv"):
-        m_sobirl(envs).learn(1, Evaluator(1))
+    rows = collected(m_sobirl(envs), 1, Evaluator(1))
+    alone = []
+    for seed in (0, 1):
+        env = gym.make(ID, **SMALL)
+        env.reset(seed=seed)
+        alone.append(collected(m_sobirl(env), 1, Evaluator(1)))
+    measured = [name for name in rows[0] if name.startswith("eval_")]
+    assert "eval_norm_hypergradient" in measured
+    for name in measured:
+        assert rows[0][name] == pytest.approx(np.mean([each[0][name] for each in alone]), rel=1e-9), name
 
 
 # ---------------------------------------------------------------------------------------------- together

@@ -455,3 +455,52 @@ def test_a_picture_needs_a_suffix(tmp_path: Path) -> None:
     """`-o curves` must not write another file than the one that was named."""
     train(tmp_path / "run", 2)
     assert "suffix" in refused(run_cli("plot", tmp_path / "run", "-o", tmp_path / "curves"))
+
+
+# ---------------------------------------------------------------------------------------------- many seeds
+
+
+def test_seeds_as_one_batch(tmp_path: Path) -> None:
+    """Without it a thousand seeds would be a thousand runs: metrics are the means of the runs of each seed, and a resumed batch is the same one."""
+    alone = [train(tmp_path / f"seed{seed}", 4, "--seed", seed) and Run.load(tmp_path / f"seed{seed}") for seed in (5, 6, 7)]
+    train(tmp_path / "all", 4, "--seed", 5, "--num-envs", 3)
+    together = Run.load(tmp_path / "all")
+    np.testing.assert_allclose(together.bilevel.x, torch.stack([run.bilevel.x for run in alone]), rtol=0, atol=1e-10)
+    tables = [read_metrics(run.folder) for run in (*alone, together)]
+    for name in ("objective", "gap", "norm_hypergradient", "upper_step", "lower_step"):
+        np.testing.assert_allclose(tables[-1][name], np.mean([table[name] for table in tables[:-1]], axis=0), rtol=1e-9, err_msg=name)
+    train(tmp_path / "halves", 2, "--seed", 5, "--num-envs", 3)
+    train(tmp_path / "halves", 4, "--resume")
+    straight, halves = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("all", "halves"))
+    for saved in (straight, halves):
+        saved["env"].pop("elapsed")  # a resumed run begins a new episode
+    assert equal(straight, halves)
+    result = run_cli("evaluate", tmp_path / "all")
+    assert "seeds 5-7 · step 4" in result.output
+    lines = {line.name: line for line in evaluate_env(together.bilevel)}
+    values = [float({line.name: line.value for line in evaluate_env(run.bilevel)}["exact gradient norm"]) for run in alone]
+    assert lines["exact gradient norm"].value == pytest.approx(np.mean(values), rel=1e-9)
+    assert lines["exact gradient norm"].standard_error == pytest.approx(np.std(values, ddof=1) / 3**0.5, rel=1e-9)
+
+
+def test_a_batch_of_samples_has_its_metrics(tmp_path: Path) -> None:
+    """Without it accuracies of a batch would be missing from what `evaluate` prints, and evaluations on the side refused."""
+    folder = tmp_path / "run"
+    words = ("train", "bilevel/TabularPreference-v0", "--num-envs", 2, "--steps", 2, "--eval-every", 1, "--output", folder, "--quiet")
+    assert run_cli(*words).exit_code == 0
+    run = Run.load(folder)
+    means = {line.name: line.value for line in evaluate_env(run.bilevel)}
+    seen = [member.evaluation.metrics["accuracy_fresh"] for member in run.bilevel.members()]
+    assert means["accuracy_fresh"] == pytest.approx(np.mean(seen))
+    assert "eval_norm_hypergradient" in read_metrics(folder)
+
+
+def test_batches_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a simulator would be stepped N times in turn as if it were a batch, or a search be fed a vector."""
+    monkeypatch.chdir(tmp_path)
+    assert "is not solved as a batch" in refused(run_cli("train", "bilevel/SoftLQR-v0", "--num-envs", 2))
+    assert "give it a single one" in refused(run_cli("train", ID, "--agent", "cma_es", "--num-envs", 2))
+    assert "unknown argument" in refused(run_cli("train", ID, "--num-envs", 2, "--set", "statez=4"))
+    assert list(tmp_path.iterdir()) == []
+    train(tmp_path / "run", 1, "--num-envs", 2)
+    assert "num_envs = 2, and 3 was asked for" in refused(run_cli("train", ID, "--resume", "--output", tmp_path / "run", "--num-envs", 3))

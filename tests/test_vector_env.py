@@ -171,7 +171,10 @@ def test_refusals_change_nothing():
     after = envs.get_state()
     assert before.keys() == after.keys()
     assert torch.equal(before["_x"], after["_x"])
-    assert all(torch.equal(a["state"], b["state"]) for a, b in zip(before["_generators"], after["_generators"], strict=True))
+    assert all(
+        torch.equal(a["state"], b["state"])
+        for a, b in zip(*(state["streams"]["fields"]["generators"] for state in (before, after)), strict=True)
+    )
     with pytest.raises(InvalidProblem, match="num_envs is 0"):
         BilevelVectorEnv(sampled(), 0)
     with pytest.raises(UnsupportedProblem, match="vectorization_mode='sync'"):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bilevel_gym.envs import BilevelEnv, Counters, ProblemOracle
+from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv, Counters, ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import Exact
 from bilevel_gym.numerics import factorize, solve_transposed
@@ -57,7 +57,7 @@ def evaluate_policy(
     return _summary(_true_rewards(world, trajectory), trajectory)
 
 
-def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0, baseline: bool = True) -> list[Measurement]:
+def evaluate_env(env: BilevelEnv | BilevelVectorEnv, *, episodes: int = 20, seed: int = 0, baseline: bool = True) -> list[Measurement]:
     """Measure where an environment stands; it stays as it is, its generators and counters included.
 
     * what the last upper step saw: objective, gap and metrics;
@@ -67,15 +67,15 @@ def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0, baseline
       the true return of uniformly random actions on the same resets.
 
     Args:
-        env: after its first reset, or after ``set_state``.
+        env: after its first reset, or after ``set_state``; of a batch the means over its members, with their standard errors.
         episodes: for the returns.
         seed: of the resets and actions.
         baseline: whether to play the random actions.
     """
     found = [
-        Measurement("objective", float(env.evaluation.value), note="last upper step"),
-        Measurement("gap", float(env.response.gap), note="last upper step"),
-        *(Measurement(name, float(value), note="last upper step") for name, value in sorted(env.evaluation.metrics.items())),
+        _over("objective", env.evaluation.value, "last upper step"),
+        _over("gap", env.response.gap.max(), "last upper step"),
+        *(_over(name, values, "last upper step") for name, values in sorted(_metrics(env).items())),
     ]
     problem: Any = env.problem
     if Exact().supports(problem) is None:
@@ -87,7 +87,22 @@ def evaluate_env(env: BilevelEnv, *, episodes: int = 20, seed: int = 0, baseline
     return found
 
 
-def _returns(env: BilevelEnv, episodes: int, seed: int, baseline: bool) -> list[Measurement]:
+def _over(name: str, values: Tensor, note: str, metric: str | None = None) -> Measurement:
+    """A number, or the mean over the members of a batch with its standard error: [] or [N]."""
+    count = values.numel()
+    error = float(values.double().std()) / sqrt(count) if values.ndim and count > 1 else None
+    return Measurement(name, float(values.mean()), error, f"{note}, {count} members" if values.ndim else note, metric)
+
+
+def _metrics(env: BilevelEnv | BilevelVectorEnv) -> dict[str, Tensor]:
+    """What the last evaluation saw beside f: [] or [N]."""
+    if isinstance(env, BilevelEnv):
+        return {name: torch.tensor(value) for name, value in env.evaluation.metrics.items()}
+    seen = [member.evaluation.metrics for member in env.members()]
+    return {name: torch.tensor([metrics[name] for metrics in seen]) for name in seen[0]}
+
+
+def _returns(env: BilevelEnv | BilevelVectorEnv, episodes: int, seed: int, baseline: bool) -> list[Measurement]:
     """Sampled returns of the learned policy, and of the random one."""
     problem: Any = env.problem
     world, found, note = problem.world, [], f"{episodes} episodes of {problem.world.horizon} steps"
@@ -106,7 +121,7 @@ def _returns(env: BilevelEnv, episodes: int, seed: int, baseline: bool) -> list[
 
 
 @torch.no_grad()
-def _values(env: BilevelEnv) -> list[Measurement]:
+def _values(env: BilevelEnv | BilevelVectorEnv) -> list[Measurement]:
     """Exact discounted values of the response's policy, without entropy."""
     problem: Any = env.problem
     x, policy = env.x, env.response.policy
@@ -116,13 +131,13 @@ def _values(env: BilevelEnv) -> list[Measurement]:
     for name, reward in (("true", problem.world.true_reward), ("learned", mdp.reward)):
         if reward is not None:
             value = solve_transposed(factor, (policy * reward).sum(-1), transposed=False)
-            mean = float(problem.over_contexts((mdp.start * value).sum(-1)))
-            found.append(Measurement(f"{name} value", mean, note="of this policy, exact", metric=f"{name}_value"))
+            mean = problem.over_contexts((mdp.start * value).sum(-1))
+            found.append(_over(f"{name} value", mean, "of this policy, exact", f"{name}_value"))
     return found
 
 
 @torch.no_grad()
-def _solved(env: BilevelEnv) -> list[Measurement]:
+def _solved(env: BilevelEnv | BilevelVectorEnv) -> list[Measurement]:
     """f and ‖∇φ‖ at π*(x), by Newton's method and one adjoint solve."""
     problem: Any = env.problem
     x, solver = env.x, SoftPolicyIteration()
@@ -132,10 +147,9 @@ def _solved(env: BilevelEnv) -> list[Measurement]:
     value = objective.value(problem, x, response.policy)
     oracle = ProblemOracle(problem, solver, torch.Generator(), Counters())
     gradient, _ = Exact()(oracle, x, response, replace(env.evaluation, value=value), None)
-    norm = float(gradient.value.norm())
     return [
-        Measurement("objective, solved exactly", float(value), note=f"residual {float(response.gap):.1e}", metric="objective"),
-        Measurement("exact gradient norm", norm, note="0 at the optimum", metric="norm_hypergradient"),
+        _over("objective, solved exactly", value, f"residual {float(response.gap.max()):.1e}", "objective"),
+        _over("exact gradient norm", gradient.value.norm(dim=-1), "0 at the optimum", "norm_hypergradient"),
     ]
 
 

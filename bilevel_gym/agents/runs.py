@@ -14,7 +14,7 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,11 +25,11 @@ from gymnasium.envs.registration import load_env_creator
 from bilevel_gym import checkpoint
 from bilevel_gym.agents import recipes
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
-from bilevel_gym.agents.loop import Agent, Callback
-from bilevel_gym.envs import BilevelEnv
-from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName
+from bilevel_gym.agents.loop import Agent, Callback, OuterEnv
+from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
+from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName, UnsupportedProblem
 
-__all__ = ["BEST", "CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "RunSpec", "make_agent", "make_env"]
+__all__ = ["BEST", "CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "RunSpec", "make_agent", "make_env", "make_envs"]
 
 CHECKPOINT, BEST, METRICS, DESCRIPTION = "checkpoint.pt", "best.pt", "metrics.csv", "run.json"
 CURVE, EVENTS = "learning_curve.png", "tensorboard"
@@ -49,6 +49,7 @@ class RunSpec:
         seed: of the environment's first reset, from which all else is drawn.
         env_kwargs: arguments of ``gymnasium.make``.
         agent_kwargs: arguments of the recipe.
+        num_envs: N, seeds that are run as one batch: seed, seed + 1, …; metrics are means over them.
     """
 
     id: str
@@ -56,6 +57,7 @@ class RunSpec:
     seed: int = 0
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     agent_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    num_envs: int = 1
 
 
 class Run:
@@ -66,7 +68,7 @@ class Run:
 
     def __init__(self, spec: RunSpec, folder: str | Path) -> None:
         self.spec, self.folder = spec, Path(folder)
-        self.env = make_env(spec.id, spec.env_kwargs)
+        self.env = make_env(spec.id, spec.env_kwargs) if spec.num_envs == 1 else make_envs(spec.id, spec.num_envs, spec.env_kwargs)
         self.agent = make_agent(spec.agent, self.env, spec.agent_kwargs)
         self.planned: int | None = None
         """The total number of steps that was asked for last."""
@@ -105,7 +107,7 @@ class Run:
         saved = checkpoint.load(Path(folder) / file)
         try:
             description = checkpoint.unpack(saved["run"])
-            spec = RunSpec(**{name: description[name] for name in ("id", "agent", "seed", "env_kwargs", "agent_kwargs")})
+            spec = RunSpec(**{one.name: description[one.name] for one in fields(RunSpec)})
             step, states = int(saved["step"]), (saved["env"], saved["agent"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{folder}/{file} was not written by a run ({error} is missing)") from error
@@ -127,15 +129,15 @@ class Run:
         return run
 
     @property
-    def bilevel(self) -> BilevelEnv:
+    def bilevel(self) -> BilevelEnv | BilevelVectorEnv:
         """The environment without wrappers."""
-        bilevel: BilevelEnv = self.agent.bilevel
+        bilevel: BilevelEnv | BilevelVectorEnv = self.agent.bilevel
         return bilevel
 
     @property
     def step(self) -> int:
         """Upper steps done so far."""
-        return self.bilevel.counters.upper_step
+        return self.bilevel.upper_step
 
     def train(
         self,
@@ -197,7 +199,33 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env[An
         InvalidProblem: the arguments do not make an environment.
         MissingExtra: a simulator is not installed.
     """
-    kwargs = dict(kwargs or {})
+    env: gym.Env[Any, Any] = _make(gym.make, env_id, dict(kwargs or {}))
+    return env
+
+
+def make_envs(env_id: str, num_envs: int, kwargs: Mapping[str, Any] | None = None) -> gym.vector.VectorEnv[Any, Any, Any]:
+    """``gymnasium.make_vec`` with errors that name what is wrong: N of them as one batch.
+
+    Args:
+        env_id: a registered id; ``"module:id"`` imports the module first.
+        num_envs: N.
+        kwargs: arguments of the environment.
+
+    Raises:
+        UnsupportedProblem: the id is not solved as a batch.
+        Exception: what ``make_env`` raises.
+    """
+
+    def make(env_id: str, **kwargs: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
+        if gym.spec(env_id).vector_entry_point is None:
+            raise UnsupportedProblem(f"{env_id} is not solved as a batch: run one seed after the other, each into a folder of its own")
+        return gym.make_vec(env_id, num_envs=num_envs, **kwargs)
+
+    envs: gym.vector.VectorEnv[Any, Any, Any] = _make(make, env_id, dict(kwargs or {}))
+    return envs
+
+
+def _make(make: Callable[..., Any], env_id: str, kwargs: dict[str, Any]) -> Any:
     known = [name for name in gym.registry if name.startswith("bilevel/")]
     try:
         entry = gym.spec(env_id).entry_point
@@ -207,7 +235,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env[An
     assert creator is not None
     _check_options(f"argument of {env_id}", creator, kwargs, skip=0)
     try:
-        env: gym.Env[Any, Any] = gym.make(env_id, **kwargs)
+        env = make(env_id, **kwargs)
     except BilevelError:
         raise
     except gym.error.DependencyNotInstalled as error:
@@ -216,12 +244,12 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env[An
         if not kwargs:
             raise
         raise InvalidProblem(f"{env_id} cannot be made with {kwargs}: {error}") from error
-    if not isinstance(env.unwrapped, BilevelEnv):
+    if not isinstance(env.unwrapped, BilevelEnv | BilevelVectorEnv):
         raise UnknownName("bilevel id", env_id, known)
     return env
 
 
-def make_agent(name: str, env: gym.Env[Any, Any], kwargs: Mapping[str, Any] | None = None) -> Agent:
+def make_agent(name: str, env: OuterEnv, kwargs: Mapping[str, Any] | None = None) -> Agent:
     """A named agent on an environment.
 
     Args:

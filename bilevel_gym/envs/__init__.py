@@ -5,6 +5,7 @@ from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.contract_design import ContractTree, contract_design, draw_contract_tree
 from bilevel_gym.envs.data_hyper_cleaning import data_hyper_cleaning, draw_data_hyper_cleaning
 from bilevel_gym.envs.four_rooms import four_rooms_incentive
+from bilevel_gym.envs.members import Member, VectorOracle
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.policy_teaching import policy_teaching
 from bilevel_gym.envs.preference import PRESETS, Preset, gym_preference
@@ -18,7 +19,7 @@ from bilevel_gym.envs.soft_lqr import draw_soft_lqr, soft_lqr
 from bilevel_gym.envs.stackelberg_game import MarkovGame, draw_markov_game, stackelberg_game
 from bilevel_gym.envs.tabular_preference import preference_null_space, tabular_preference
 from bilevel_gym.envs.tax_design import Households, tax_design
-from bilevel_gym.envs.vector_env import BilevelVectorEnv, Member, VectorOracle
+from bilevel_gym.envs.vector_env import BilevelVectorEnv
 
 __all__ = [
     "PRESETS",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_x
+from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_options, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
 from bilevel_gym.envs.statistics import absorbed, buffers, settled, with_buffers
@@ -119,6 +119,11 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         return self._evaluation
 
     @property
+    def upper_step(self) -> int:
+        """Upper steps since the last cold reset."""
+        return self.counters.upper_step
+
+    @property
     def oracle(self) -> ProblemOracle:
         """What estimators may ask; it has a generator of its own, its uses are counted in ``info`` and change nothing else."""
         return ProblemOracle(self.problem, self.solver, self._aside, self.counters)
@@ -132,13 +137,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             InvalidAction: ``options["x"]`` is not in the action space.
             InvalidProblem: an unknown option, or ``keep`` before the first reset.
         """
-        options = options or {}
-        if unknown := set(options) - {"x", "keep"}:
-            raise InvalidProblem(f"unknown reset options {sorted(unknown)}: use 'x' and 'keep'")
-        given = self._as_x(options["x"]) if options.get("x") is not None else None
-        if options.get("keep"):
-            if seed is not None:
-                raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
+        x, keep = read_options(options, seeded=seed is not None, begun=self._x is not None)
+        given = None if x is None else self._as_x(x)
+        if keep:
             return self._go_on(given)
         super().reset(seed=seed)
         if seed is not None and self.draw is not None:
@@ -251,10 +252,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         return read_x(action, self.action_space, self.problem.domain.device)
 
     def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
-        if self._x is None:
-            raise InvalidProblem(
-                "reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first"
-            )
+        assert self._x is not None
         if x is not None and not torch.equal(x, self._x):
             self._solve_and_look(x)
         return self._observe(), self._info()

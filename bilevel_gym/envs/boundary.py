@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -9,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidAction
+from bilevel_gym.errors import InvalidAction, InvalidProblem
 from bilevel_gym.types import Evaluation, OuterProblem, Response
 
-__all__ = ["LARGEST", "Observation", "action_space", "observation_space", "observe", "read_x"]
+__all__ = ["LARGEST", "Observation", "action_space", "observation_space", "observe", "read_options", "read_x"]
 
 Observation = dict[str, np.ndarray]
 
@@ -85,6 +86,28 @@ def read_x(action: Any, space: gym.spaces.Box, device: torch.device) -> Tensor:
             f"x[{', '.join(map(str, first))}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
         )
     return torch.as_tensor(values, device=device)
+
+
+def read_options(options: Mapping[str, Any] | None, *, seeded: bool, begun: bool) -> tuple[Any, bool]:
+    """What ``reset`` is told: the x to start at or None, and whether to go on from where the environment stands.
+
+    Args:
+        options: ``{"x": …, "keep": …}``, both of which may be left out.
+        seeded: whether there is a seed beside them.
+        begun: whether there has been a reset.
+
+    Raises:
+        InvalidProblem: an unknown option, or ``keep`` with a seed or before the first reset.
+    """
+    options = options or {}
+    if unknown := set(options) - {"x", "keep"}:
+        raise InvalidProblem(f"unknown reset options {sorted(unknown)}: use 'x' and 'keep'")
+    keep = bool(options.get("keep"))
+    if keep and seeded:
+        raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
+    if keep and not begun:
+        raise InvalidProblem("reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first")
+    return options.get("x"), keep
 
 
 def _written_down(problem: OuterProblem) -> bool:

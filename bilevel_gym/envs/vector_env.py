@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.envs.bilevel_env import BilevelEnv, check_evaluation, generator_at
-from bilevel_gym.envs.boundary import Observation, observe, read_x
+from bilevel_gym.envs.bilevel_env import BilevelEnv, check_evaluation
+from bilevel_gym.envs.boundary import Observation, observe, read_options, read_x
+from bilevel_gym.envs.members import Member, VectorOracle, member_of, spread
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
+from bilevel_gym.envs.streams import Streams
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
 from bilevel_gym.problem import stack
 from bilevel_gym.types import Evaluation, OuterProblem, Response, SampledObjective
 
-__all__ = ["BilevelVectorEnv", "Member", "VectorOracle", "vectorized"]
-
-
-class Member(NamedTuple):
-    """One of the problems of a batch, with all that an estimator asks for."""
-
-    oracle: ProblemOracle
-    """With a generator of its own."""
-    response: Response
-    """[S, A], without the axis B."""
-    evaluation: Evaluation
-    """f [] of this member, with its samples."""
-
-
-class VectorOracle(ProblemOracle):
-    """Solves and evaluations of a whole batch on the side, and the way to each of its members.
-
-    Args:
-        env: where the batch stands.
-        generator: the source of draws that concern all members at once.
-    """
-
-    def __init__(self, env: BilevelVectorEnv, generator: torch.Generator) -> None:
-        super().__init__(env.problem, env.solver, generator)
-        self._env = env
-
-    @property
-    def members(self) -> list[Member]:
-        """The problems of the batch one by one, each with response, evaluation, generator and counters of its own."""
-        return self._env.members()
-
-    def solve(self, x: Tensor, warm: Response | None = None) -> Response:
-        """The responses at other x's: [B, D]."""
-        response = super().solve(x, warm)
-        for counters in self._env.counters:
-            counters.lower_step += response.steps
-        return response
-
-    def evaluate(self, x: Tensor, response: Response) -> Evaluation:
-        """Another look at responses: f [B]."""
-        if not self._env.sampled:
-            return super().evaluate(x, response)
-        seen = [member.oracle.evaluate(x[i], _member(response, i)) for i, member in enumerate(self.members)]
-        return Evaluation(torch.stack([evaluation.value for evaluation in seen]))
+__all__ = ["BilevelVectorEnv", "vectorized"]
 
 
 class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]):
@@ -108,14 +65,10 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         self._problems: list[Any] = [env.problem] * num_envs
         self.single_action_space, self.single_observation_space = env.action_space, env.observation_space
         self.action_space, self.observation_space = (batch_space(space, num_envs) for space in (env.action_space, env.observation_space))
-        device = env.problem.domain.device
-        self._np_randoms = [np.random.default_rng(0) for _ in range(num_envs)]
-        self._drawn_from = [np.random.default_rng(0) for _ in range(num_envs)]
-        self._generators, self._asides = ([torch.Generator(device=device) for _ in range(num_envs)] for _ in range(2))
+        self.streams = Streams.fresh(num_envs, env.problem.domain.device)
         self.counters = [Counters() for _ in range(num_envs)]
         self.elapsed = 0
         """Upper steps of the episodes so far."""
-        self._seeded = False
         self._x: Tensor | None = None
         self._response: Response | None = None
         self._evaluation: Evaluation | None = None
@@ -157,17 +110,22 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         return self._evaluation
 
     @property
+    def upper_step(self) -> int:
+        """Upper steps since the last cold reset, the same for all members."""
+        return self.counters[0].upper_step
+
+    @property
     def oracle(self) -> VectorOracle:
         """What estimators may ask, of all members and of each; its uses change nothing but the counters."""
-        return VectorOracle(self, self._asides[0])
+        return VectorOracle(self, self.streams.asides[0])
 
     def members(self) -> list[Member]:
         """The members one by one, with the responses and evaluations of now. Cost: O(N) small tensors."""
         values = self.evaluation.value
         return [
             Member(
-                ProblemOracle(self._problems[i], self.solver, self._asides[i], self.counters[i]),
-                _member(self.response, i),
+                ProblemOracle(self._problems[i], self.solver, self.streams.asides[i], self.counters[i]),
+                member_of(self.response, i),
                 self._parts[i] if self._parts else Evaluation(values[i]),
             )
             for i in range(self.num_envs)
@@ -184,19 +142,11 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
             InvalidAction: ``options["x"]`` is not in the action space.
             InvalidProblem: an unknown option, ``keep`` before the first reset, or a wrong number of seeds.
         """
-        options = options or {}
-        if unknown := set(options) - {"x", "keep"}:
-            raise InvalidProblem(f"unknown reset options {sorted(unknown)}: use 'x' and 'keep'")
-        given = self._as_x(options["x"]) if options.get("x") is not None else None
-        if options.get("keep"):
-            if seed is not None:
-                raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
+        x, keep = read_options(options, seeded=seed is not None, begun=self._x is not None)
+        given = None if x is None else self._as_x(x)
+        if keep:
             return self._go_on(given)
-        self._seed(
-            [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-            if seed is None or isinstance(seed, int | np.integer)
-            else list(seed)
-        )
+        self._draw(self.streams.seed(seed))
         return self._start_cold(given)
 
     def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -216,11 +166,11 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         if self.max_episode_steps is not None and self.elapsed >= self.max_episode_steps:
             observations, info = self._start_cold(None)
             return observations, np.zeros(self.num_envs), never, never.copy(), info
-        x, before = self._as_x(actions), [generator.get_state() for generator in self._generators] if self.sampled else []
+        x, before = self._as_x(actions), [generator.get_state() for generator in self.streams.generators] if self.sampled else []
         try:
             self._look(x, self._solve(x, self.response))
         except BaseException:
-            for generator, state in zip(self._generators, before, strict=False):
+            for generator, state in zip(self.streams.generators, before, strict=False):
                 generator.set_state(state)
             raise
         for counters in self.counters:
@@ -267,61 +217,38 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
             )
         for name, value in {name: checkpoint.unpack(state[name]) for name in _STATE}.items():
             setattr(self, name, value)
-        if self._seeded:
-            self._draw(checkpoint.unpack(state["_drawn_from"]))
+        if self.streams.seeded:
+            self._draw(checkpoint.unpack(state["streams"]).drawn_from)
 
     # ------------------------------------------------------------------------------------------ parts
 
-    def _seed(self, seeds: list[int | None]) -> None:
-        if len(seeds) != self.num_envs:
-            raise InvalidProblem(f"{len(seeds)} seeds for {self.num_envs} members: give one each, or a single number")
-        for i, seed in enumerate(seeds):
-            if seed is not None or not self._seeded:
-                self._np_randoms[i] = seeding.np_random(seed)[0]
-            if seed is not None:
-                self._drawn_from[i].bit_generator.state = self._np_randoms[i].bit_generator.state
-        if any(seed is not None for seed in seeds):
-            self._draw(
-                [
-                    self._np_randoms[i] if seed is not None else generator_at(self._drawn_from[i].bit_generator.state)
-                    for i, seed in enumerate(seeds)
-                ]
-            )
-        self._seeded = True
-
     def _draw(self, sources: Sequence[np.random.Generator]) -> None:
-        """The members' instances, where the environment draws them."""
-        if self._env.draw is not None:
+        """The members' instances, where there is something to draw them from, and the environment draws them."""
+        if sources and self._env.draw is not None:
             self._problems = [self._env.draw(source) for source in sources]
             self.problem = stack(self._problems)
 
     def _start_cold(self, given: Tensor | None) -> tuple[Observation, dict[str, Any]]:
-        for generators in zip(self._generators, self._asides, self._np_randoms, strict=True):
-            *torch_generators, source = generators
-            for generator in torch_generators:
-                generator.manual_seed(int(source.integers(2**63 - 1)))
+        self.streams.restart()
         self.counters = [Counters() for _ in range(self.num_envs)]
         self.elapsed = 0
-        x = given if given is not None else torch.stack([self._env.first_x(generator) for generator in self._generators])
+        x = given if given is not None else torch.stack([self._env.first_x(generator) for generator in self.streams.generators])
         self._memories = [self.problem.objective.start() for _ in range(self.num_envs)]
-        response = _spread(self.solver.start(self.problem), self.num_envs)
+        response = spread(self.solver.start(self.problem), self.num_envs)
         if self._env.solve_on_reset:
             response = self._solve(x, response)
         self._look(x, response)
         return self._observe(), self._info()
 
     def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
-        if self._x is None:
-            raise InvalidProblem(
-                "reset(options={'keep': True}) goes on with what is there, and there is nothing yet: reset without it first"
-            )
         self.elapsed = 0
+        assert self._x is not None
         if x is not None and not torch.equal(x, self._x):
             self._look(x, self._solve(x, self.response))
         return self._observe(), self._info()
 
     def _solve(self, x: Tensor, warm: Response) -> Response:
-        return self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self._generators[0])
+        return self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self.streams.generators[0])
 
     def _look(self, x: Tensor, response: Response) -> None:
         """Evaluate, and take all of it at once: x, response, memories and counters change together or not at all."""
@@ -329,13 +256,13 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         with torch.no_grad():
             if self.sampled:
                 seen = [
-                    objective.evaluate(problem, x[i], _member(response, i), self._memories[i], self._generators[i])
+                    objective.evaluate(problem, x[i], member_of(response, i), self._memories[i], self.streams.generators[i])
                     for i, problem in enumerate(self._problems)
                 ]
                 parts, memories = [part for part, _ in seen], [memory for _, memory in seen]
                 evaluation = Evaluation(torch.stack([part.value for part in parts]))
             else:
-                evaluation, _ = objective.evaluate(self.problem, x, response, None, self._generators[0])
+                evaluation, _ = objective.evaluate(self.problem, x, response, None, self.streams.generators[0])
         check_evaluation(evaluation, x)
         self._x, self._response, self._evaluation, self._parts, self._memories = x, response, evaluation, parts, memories
         for i, counters in enumerate(self.counters):
@@ -361,8 +288,7 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
 
 
 _STATE = (
-    "elapsed", "counters", "_seeded", "_np_randoms", "_drawn_from", "_generators", "_asides",
-    "_x", "_response", "_evaluation", "_parts", "_memories",
+    "elapsed", "counters", "streams", "_x", "_response", "_evaluation", "_parts", "_memories",
 )  # fmt: skip
 """What ``get_state`` holds."""
 
@@ -378,20 +304,3 @@ def vectorized(make: Callable[..., BilevelEnv]) -> Callable[..., BilevelVectorEn
         return BilevelVectorEnv(make(**arguments), num_envs, max_episode_steps=max_episode_steps)
 
     return make_vector
-
-
-def _member(response: Response, i: int) -> Response:
-    """One of a batch of responses."""
-    assert response.value is not None
-    assert response.q is not None
-    return replace(response, policy=response.policy[i], value=response.value[i], q=response.q[i], gap=response.gap[i], factor=None)
-
-
-def _spread(response: Response, count: int) -> Response:
-    """A first response with an axis B, where the members share their tables."""
-    assert response.value is not None
-    assert response.q is not None
-    if response.gap.ndim:
-        return response
-    policy, value, q, gap = (part.expand(count, *part.shape) for part in (response.policy, response.value, response.q, response.gap))
-    return replace(response, policy=policy, value=value, q=q, gap=gap)

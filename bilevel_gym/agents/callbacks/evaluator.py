@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bilevel_gym.agents.evaluation import evaluate_env
 from bilevel_gym.agents.loop import Agent
-from bilevel_gym.envs import BilevelEnv
+from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 
 __all__ = ["Evaluator"]
@@ -38,12 +38,12 @@ class Evaluator:
         """Measure, where it is due.
 
         Raises:
-            UnsupportedProblem: the environment is a batch of them, or not a bilevel one.
+            UnsupportedProblem: the environment is not a bilevel one.
         """
         step = int(metrics["upper_step"])
         if step != 1 and step % self.every:
             return None
-        if not isinstance(agent.bilevel, BilevelEnv):
-            raise UnsupportedProblem(f"an Evaluator measures one BilevelEnv, and this is a {type(agent.bilevel).__name__}: leave it out")
+        if not isinstance(agent.bilevel, BilevelEnv | BilevelVectorEnv):
+            raise UnsupportedProblem(f"an Evaluator measures a BilevelEnv, and this is a {type(agent.bilevel).__name__}: leave it out")
         lines = evaluate_env(agent.bilevel, episodes=self.episodes, seed=self.seed, baseline=False)
         return {f"eval_{line.metric}": line.value for line in lines if line.metric}

@@ -39,7 +39,7 @@ class Checkpointer:
 
     def save(self, agent: Agent) -> None:
         """Save now, unless the file holds this step already."""
-        step = agent.bilevel.counters.upper_step
+        step = agent.bilevel.upper_step
         if step != self._saved:
             state = {"env": agent.bilevel.get_state(), "agent": agent.get_state(), "step": step, "run": checkpoint.pack(self.run)}
             checkpoint.save(self.path, state)

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -75,6 +75,8 @@ def agree(replay: FrameReplay, seen: list[tuple[Tensor, ...]]) -> None:
     ends=st.sampled_from([0.0, 0.1, 0.6]),
     widths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
 )
+@example(seed=0, capacity=6, slack=48, ends=0.6, widths=[6])  # a step whose frames fill the ring
+@example(seed=0, capacity=40, slack=60, ends=0.6, widths=[6, 1])  # fewer environments than what is forgotten came from
 def test_equals_a_replay_of_whole_stacks(seed: int, capacity: int, slack: int, ends: float, widths: list[int]) -> None:
     """Without it a stack could reach into another episode or another environment, or show frames that were overwritten."""
     with mock.patch.object(frame_replay, "SLACK", slack):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -268,6 +269,13 @@ def test_temperature_is_tuned_towards_an_entropy(wanted: float) -> None:
     assert (response.temperature > 0.1) == (wanted > 0.0)
     assert float(response.state.networks.log_temperature.exp()) == pytest.approx(response.temperature)
     assert SMALL.solve(problem, problem.reward.initial(seeded(0)), generator=seeded(1)).temperature is None
+
+
+def test_entropy_is_counted_for_each_number_of_an_action() -> None:
+    """Without it −1 would mean something else on a robot of six joints than on one of one."""
+    world = SimpleNamespace(observation_size=3, action_size=6, discount=0.9)
+    problem = SimpleNamespace(world=world, regularizer=Shannon(0.1))
+    assert replace(SMALL, target_entropy=-1.0)._setting(problem).entropy == -6.0
 
 
 def test_start_is_uniform_and_has_no_certificate() -> None:

@@ -136,6 +136,16 @@ def test_draws_are_uniform_over_what_is_there(monkeypatch: pytest.MonkeyPatch) -
     assert len(counts) == 90
     assert bool(((counts - 9600 / 90).abs() < 5 * (9600 / 90) ** 0.5).all())
 
+    _, (side, _) = two_learners(screens, "cpu", 4, capacity=90)
+    monkeypatch.setattr(type(side._replay), "at", lambda self, rows: seen.append(rows))
+    monkeypatch.setattr(type(side._learner), "update_on_device", lambda self, batch: None)
+    side._label = lambda batch: None
+    side._replay.first = side._replay.written - 50  # as where frames were short
+    seen.clear()
+    side(100)
+    wanted = torch.arange(side._replay.first, side._replay.written) % 90
+    assert torch.equal(torch.cat(seen).unique(), wanted.sort().values)
+
 
 def test_a_replay_that_has_moved_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it a graph would go on reading memory that was freed when the replay grew."""

@@ -1,0 +1,118 @@
+"""What may be asked of x and of r_x."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_gym.types.flow import Fragments
+
+__all__ = ["AllActions", "Buffered", "Domain", "Ensemble", "RewardModel", "TabularReward"]
+
+
+class Domain(Protocol):
+    """Where x lives."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of x: float64 on tabular worlds, float32 for networks."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where x lives."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The box of x: two arrays [D], finite."""
+        ...
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """A random x to start from: [D]."""
+        ...
+
+
+class RewardModel(Domain, Protocol):
+    """r_x: what x chooses."""
+
+    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """r_x at state-action pairs, differentiable in x: [...], [...] → [...]."""
+        ...
+
+
+@runtime_checkable
+class AllActions(Protocol):
+    """What a reward model has beyond ``RewardModel`` where one look at a state gives the rewards of all actions."""
+
+    def all_actions(self, x: Tensor, states: Tensor) -> Tensor:
+        """r_x(s, ·), differentiable in x, of which ``along`` is one entry: [..., *observation] → [..., A]."""
+        ...
+
+
+@runtime_checkable
+class Ensemble(Protocol):
+    """What a reward model has beyond ``RewardModel`` where r_x is the mean of several."""
+
+    @property
+    def members(self) -> int:
+        """K; 1 is no ensemble."""
+        ...
+
+    def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """Each member's r at state-action pairs, differentiable in x: [...], [...] → [K, ...]."""
+        ...
+
+    def disagreement(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """The standard deviation over the members of r at state-action pairs: [...], [...] → [...]."""
+        ...
+
+
+@runtime_checkable
+class Buffered(Protocol):
+    """What a reward model has beyond ``RewardModel`` where statistics of what the follower does enter it.
+
+    They are environment state, constant in ∇x. The environment moves them and nothing else does: it absorbs each look at the follower
+    once, and settles at each new x before the follower learns under it, so that solver and objective see the same statistics.
+    """
+
+    @property
+    def buffers(self) -> Any:
+        """The statistics, as plain data that a checkpoint can hold."""
+        ...
+
+    def with_buffers(self, buffers: Any) -> Self:
+        """The same model with other statistics; None takes those before anything was seen."""
+        ...
+
+    def absorb(self, x: Tensor, fragments: Fragments) -> Self:
+        """The same model after another look at the follower, whose fragments count from now on."""
+        ...
+
+    def settle(self, x: Tensor, fragments: Fragments) -> Self:
+        """The same model with what depends on x measured anew at x, over the last look."""
+        ...
+
+    def training(self, generator: torch.Generator) -> Self:
+        """The same model as ∇l sees it: with dropout and statistics of the batch, where it has them."""
+        ...
+
+
+class TabularReward(RewardModel, Protocol):
+    """A reward on finitely many states and actions."""
+
+    def at(self, x: Tensor) -> Tensor:
+        """r_x: [B, D] → [B, S, A]."""
+        ...
+
+    def vjp(self, x: Tensor, cotangent: Tensor) -> Tensor:
+        """(∂r_x/∂x)ᵀ cotangent: [B, S, A] → [B, D]."""
+        ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.rewards import MLPReward
+from bilevel_gym.rewards.fused import leaky_perceptron, plain_perceptron
 
 
 @pytest.fixture
@@ -113,5 +116,33 @@ def test_refuses_what_cannot_be() -> None:
         MLPReward(0, 2)
     with pytest.raises(InvalidProblem, match="scale"):
         MLPReward(3, 2, scale=0.0)
+    with pytest.raises(InvalidProblem, match="slope"):
+        MLPReward(3, 2, slope=-0.1)
     with pytest.raises(InvalidProblem, match="action_low"):
         MLPReward(3, 2, action_low=torch.zeros(3))
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(7, (3,)), (5000, (64, 80)), (300, ())])
+@pytest.mark.parametrize("by_inputs", [False, True])
+def test_one_node_is_the_layers_one_by_one(rows: int, hidden: tuple[int, ...], by_inputs: bool) -> None:
+    """Without it the quick path for float32 on a CPU could compute another network, or another derivative, first or second."""
+    generator = torch.Generator().manual_seed(8)
+    sizes = (5, *hidden, 2)
+    parameters = [torch.randn(shape, generator=generator) / inputs**0.5 for shape, inputs in _layers(sizes)]
+    inputs, cotangent = torch.randn(rows, 5, generator=generator), torch.randn(rows, 2, generator=generator)
+    found = []
+    for network in (leaky_perceptron, plain_perceptron):
+        leaves = [part.clone().requires_grad_() for part in (inputs, *parameters)]
+        outputs = network(0.01, leaves[0] if by_inputs else inputs, leaves[1:])
+        wanted = leaves[1 - by_inputs :]
+        first = torch.autograd.grad(outputs, wanted, cotangent, retain_graph=True)
+        again = torch.autograd.grad((outputs**2).mean(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum((part**2).sum() for part in again), wanted)
+        found.append([outputs.detach(), *first, *second])
+    for quick, plain in zip(*found, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
+def _layers(sizes: tuple[int, ...]) -> list[tuple[tuple[int, ...], int]]:
+    """Shapes of weights and biases in turn, and the inputs of each layer."""
+    return [(shape, inputs) for inputs, outputs in pairwise(sizes) for shape in ((outputs, inputs), (outputs,))]

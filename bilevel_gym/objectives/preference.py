@@ -208,7 +208,8 @@ class PreferenceObjective(EnumeratedPreference):
         apart = isinstance(reward, Ensemble) and reward.members > 1
         rewards = reward.along_each(x, *pairs) if apart else reward.along(x, *pairs).unsqueeze(0)
         returns: Tensor = (rewards * fragments.alive).sum(-1)
-        return returns[..., 0] - returns[..., 1]
+        first, second = returns.unbind(-1)
+        return first - second
 
     def episode_steps(self, problem: Problem) -> int:
         """Steps of a trajectory that a fragment is cut from: H where it starts at the reset, T of an evaluation elsewhere."""

@@ -10,11 +10,11 @@ from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.rewards.fused import leaky_perceptron
 
-__all__ = ["Network", "Parameter", "Perceptron", "affine", "fan_in"]
+__all__ = ["Network", "Parameter", "Perceptron", "fan_in"]
 
 
 class Parameter(NamedTuple):
@@ -87,10 +87,10 @@ class Perceptron(Network):
 
     Args:
         sizes: (in, *hidden, out).
-        slope: of the leaky ReLU where its input is negative.
+        slope: of the leaky ReLU where its input is negative, 0 or more.
 
     Raises:
-        InvalidProblem: a size is not positive.
+        InvalidProblem: a size is not positive, or the slope is negative.
     """
 
     sizes: tuple[int, ...]
@@ -99,6 +99,8 @@ class Perceptron(Network):
     def __post_init__(self) -> None:
         if min(self.sizes) < 1:
             raise InvalidProblem(f"the sizes {self.sizes} of the layers must be positive")
+        if not self.slope >= 0.0:
+            raise InvalidProblem(f"slope is {self.slope}: that of a leaky ReLU is 0 or more, such as 0.01")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -112,14 +114,4 @@ class Perceptron(Network):
 
     def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """[n, in] → [n, out]; for a population [B or 1, n, in] → [B, n, out]. Cost: a product a layer."""
-        units = affine(inputs, *parameters[:2])
-        for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
-            units = affine(functional.leaky_relu(units, self.slope), weight, bias)
-        return units
-
-
-def affine(units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Wu + b: [n, in], [out, in], [out] → [n, out]; for a population [B or 1, n, in], [B, out, in], [B, out] → [B, n, out]."""
-    if weight.ndim == 2:
-        return functional.linear(units, weight, bias)
-    return torch.baddbmm(bias.unsqueeze(-2), units.expand(len(weight), -1, -1), weight.mT)
+        return leaky_perceptron(self.slope, inputs, parameters)

@@ -97,7 +97,7 @@ class MLPReward(NetworkReward):
         if low.shape != (action_size,) or high.shape != (action_size,) or not bool((low < high).all()):
             raise InvalidProblem(f"action_low {tuple(low.shape)} and action_high {tuple(high.shape)} must be [{action_size}], low < high")
         low, high = (edge.to(device=self.device, dtype=self.dtype) for edge in (low, high))
-        self._centre, self._half = (low + high) / 2.0, (high - low) / 2.0
+        self._slope, self._offset = 2.0 / (high - low), -(low + high) / (high - low)
 
     @classmethod
     def for_world(
@@ -113,7 +113,7 @@ class MLPReward(NetworkReward):
         return self._outputs(x, self._inputs(x, states, actions)).squeeze(-1)
 
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        scaled = (actions - self._centre) / self._half
+        scaled = torch.addcmul(self._offset, actions, self._slope)
         return torch.cat([self._observed(x, states), scaled.to(x.dtype)], -1)
 
     def _observation_shape(self) -> tuple[int, ...]:

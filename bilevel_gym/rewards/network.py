@@ -243,7 +243,7 @@ class NetworkReward(ABC):
         if known is not None:
             axes = (self.members, *(1 for _ in rest), 1)
             bounded = replace(known, mean=known.mean.view(axes), variance=known.variance.view(axes)).standardized(bounded)
-        return self.scale * bounded
+        return bounded if self.scale == 1.0 else self.scale * bounded
 
     def _flat(self, x: Tensor) -> tuple[list[Tensor], torch.Size]:
         """The parameters with at most one leading axis, of all members of all x's, and the leading axes of x."""

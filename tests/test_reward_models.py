@@ -259,7 +259,7 @@ def test_pixels_are_divided_once() -> None:
 def test_many_frames_and_shared_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """r and ∇r of many stacks must not depend on the parts that they are taken in, nor on how their frames are kept."""
     reward, x, _ = looked("cnn-ensemble")
-    pictures = torch.randint(256, (3, 7, 12, 12), generator=generator(5), dtype=torch.uint8)
+    pictures = torch.randint(256, (3, 8, 12, 12), generator=generator(5), dtype=torch.uint8)
     shared = FrameStacks.sliding(pictures, 2)
     actions = torch.randint(ACTIONS, (3, 7), generator=generator(6))
     leaf = x.clone().requires_grad_()

@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 _BLACK_BOX = ("zero_order", "random_search", "cma_es")
 _TABULAR_AGENTS = ("m_sobirl", "exact", "pbrl", "parl", *_BLACK_BOX)
 _STEEP_AGENTS = ("exact", "m_sobirl", "pbrl", "parl", *_BLACK_BOX)
-_PREFERENCE_AGENTS = ("sobirl", "drlhf", "random_search", "cma_es")
+_PREFERENCE_AGENTS = ("sobirl", "hpgd", "drlhf", "random_search", "cma_es")
 
 CATALOGUE: dict[str, Entry] = {
     "bilevel/RandomMDP-v0": Entry(
@@ -92,7 +92,7 @@ CATALOGUE: dict[str, Entry] = {
         "bilevel_gym.envs.tabular_preference:tabular_preference",
         100,
         "a reward table from comparisons of fragments, on-policy or not, exact and sampled",
-        agents=("sobirl", "stoc_sobirl", "drlhf", *_STEEP_AGENTS),
+        agents=("sobirl", "stoc_sobirl", "hpgd", "drlhf", *_STEEP_AGENTS),
         batched=True,
     ),
     "bilevel/QuadraticBilevel-v0": Entry(

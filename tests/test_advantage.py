@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,13 +11,14 @@ import torch
 
 from bilevel_gym import agents
 from bilevel_gym.agents.gradient_descent import GradientDescent
-from bilevel_gym.envs import ProblemOracle
+from bilevel_gym.envs import ProblemOracle, tabular_preference
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
-from bilevel_gym.hypergradients import AdvantageWeighted, Exact, RandomizedTruncation
+from bilevel_gym.hypergradients import AdvantageWeighted, Exact, GivenCritic, RandomizedTruncation, ScoreFunction, ScoreState
 from bilevel_gym.hypergradients.advantage import _less_the_others, _to_go
+from bilevel_gym.numerics import adjoint
 from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
-from bilevel_gym.testing import check_hypergradient
+from bilevel_gym.testing import check_hypergradient, enumerated_critic
 from bilevel_gym.types import Trajectory
 from tests import problems
 from tests.test_returns import RETURNS
@@ -148,10 +151,116 @@ def test_hpgd_learns_on_four_rooms():
 @pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if "hpgd" in entry.agents])
 def test_hpgd_runs_where_the_catalogue_says_so(name):
     """An id that lists hpgd takes a step of it."""
-    env = gym.make(name)
+    env = gym.make(name, **({} if CATALOGUE[name].batched else {"preset": "tiny"}))
     env.reset(seed=0)
-    agent = agents.hpgd(env, trajectories=5, draws=1).learn(1)
+    agent = agents.hpgd(env, trajectories=5, draws=1, warmup_updates=0).learn(1)
     assert bool(agent.hypergradient.value.isfinite().all())
+
+
+LEARNT = {
+    "exact": ScoreFunction("exact", weighting="advantage"),
+    "rollout": ScoreFunction("rollout", weighting="advantage"),
+    "rollout, every step": ScoreFunction("rollout", weighting="advantage", branches=None),
+}
+"""HPGD on comparisons: A_upper = L − E_πL, with both ways to A_lower that are unbiased."""
+
+
+def knowing(estimator, problem, x):
+    """The estimator with the true L."""
+    return replace(estimator, critic=GivenCritic(enumerated_critic(problem, x, SOLVER.solve(problem, x).policy)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("ending", "exact"), ("tabular_preference", "exact"), ("table", "rollout"), ("longer", "rollout"), ("ending", "rollout, every step")],
+)
+def test_on_comparisons_it_is_unbiased(kind, name):
+    """With the true L the mean of HPGD's estimates is ∇φ: a step too many in the fragment, a wrong τ or share shows."""
+    problem = {
+        "table": lambda: problems.preference(0),
+        "ending": lambda: problems.preference(2, ends=True),
+        "longer": lambda: problems.preference(1, length=3),
+        "tabular_preference": lambda: tabular_preference().problem,
+    }[kind]()
+    problem = replace(problem, objective=replace(problem.objective, held_out_pairs=0, exact=False, pairs=64))
+    x = problems.point(problem, 0)
+    check_hypergradient(problem, x, knowing(LEARNT[name], problem, x), estimates=60)
+
+
+def test_advantages_are_less_noisy_than_losses():
+    """What the weighting is for: l is one noisy number for all steps of a pair, L − E_πL is its mean at each; here at the same samples."""
+    problem = problems.preference(0)
+    x = problems.point(problem, 0)
+    spread = {}
+    for weighting in ("loss", "advantage"):
+        estimator = knowing(ScoreFunction("exact", weighting=weighting), problem, x)
+        found = [estimate(estimator, problem, x, seed=seed).implicit.numpy() for seed in range(50)]
+        spread[weighting] = np.stack(found).std(0).mean()
+    assert spread["advantage"] < 0.5 * spread["loss"]
+
+
+def test_weights_of_the_fragments_alone():
+    """Cut anywhere and frozen, a step counts once for each fragment that it is in, and the tails of trajectories not at all."""
+    problem = problems.preference(1, length=2)
+    late = replace(problem, objective=replace(problem.objective, cut="anywhere", trajectories=4, steps=6, pairs=16))
+    x = problems.point(late, 0)
+    oracle, response = ProblemOracle(late, SOLVER, torch.Generator().manual_seed(0)), SOLVER.solve(late, x)
+    seen = oracle.evaluate(x, response)
+    table = torch.as_tensor(np.random.default_rng(0).standard_normal((3, 2)))
+    found, _ = ScoreFunction("exact", "frozen", critic=GivenCritic(table), weighting="advantage")(oracle, x, response, seen, ScoreState())
+    fresh, pi = seen.fresh.fragments, response.policy
+    visits = torch.zeros_like(pi)
+    for states, actions in zip(fresh.states.flatten(0, 1), fresh.actions.flatten(0, 1), strict=True):
+        for s, a in zip(states.tolist(), actions.tolist(), strict=True):
+            visits[s, a] += table[s, a] - pi[s] @ table[s]
+    visits = visits / (16 * late.regularizer.temperature)
+    cotangent = adjoint(late.at(x), pi, visits - pi * visits.sum(-1, keepdim=True))
+    torch.testing.assert_close(found.implicit, late.backup_vjp(x, response.value, cotangent))
+    assert "frozen" in ScoreFunction("exact", weighting="advantage").supports(late)
+
+
+def test_what_is_learnt_is_learnt_before():
+    """L is fitted on earlier fragments: the first estimate has none, later ones do, and randomized truncation refuses it."""
+    problem = problems.preference(0)
+    x = problems.point(problem, 0)
+    oracle, response = ProblemOracle(problem, SOLVER, torch.Generator().manual_seed(0)), SOLVER.solve(problem, x)
+    estimator, state, sizes = ScoreFunction("rollout", weighting="advantage"), ScoreState(), []
+    for _ in range(3):
+        found, state = estimator(oracle, x, response, oracle.evaluate(x, response), state)
+        sizes.append(float(found.implicit.norm()))
+    assert sizes[0] == 0.0
+    assert min(sizes[1:]) > 0.0
+    assert "from one call to the next" in RandomizedTruncation(estimator, 2).supports(problem)
+    with pytest.raises(InvalidProblem, match="weighting"):
+        ScoreFunction("exact", weighting="return")
+
+
+def test_momentum_around_advantages():
+    """Asked again on its own draws the estimate is the same number at the same point; at another one L is fitted to the losses there."""
+    problem = problems.preference(0)
+    x, other = problems.point(problem, 0), problems.point(problem, 1)
+    oracle, response = ProblemOracle(problem, SOLVER, torch.Generator().manual_seed(0)), SOLVER.solve(problem, x)
+    for sensitivity in ("exact", "rollout"):
+        estimator, state = ScoreFunction(sensitivity, weighting="advantage"), ScoreState()
+        for _ in range(2):
+            seen = oracle.evaluate(x, response)
+            found, state = estimator(oracle, x, response, seen, state)
+        assert float(found.implicit.norm()) > 0.0
+        torch.testing.assert_close(estimator.again(oracle, x, response, state).value, found.value)
+        elsewhere = SOLVER.solve(problem, other)
+        again = estimator.again(oracle, other, elsewhere, state)
+        if sensitivity == "exact":  # which draws nothing, so that it can be had anew
+            anew, _ = estimator(oracle, other, elsewhere, seen, ScoreState(history=state.earlier))
+            torch.testing.assert_close(again.value, anew.value)
+
+
+def test_hpgd_descends_on_comparisons():
+    """The recipe on a preference table: φ, which the environment knows exactly, falls below where it was, sampled and by the oracle."""
+    for options in ({"learning_rate": 0.05, "updates_per_step": 4, "warmup_updates": 0}, {"variant": "oracle", "learning_rate": 1.0}):
+        env = gym.make("bilevel/TabularPreference-v0")
+        _, info = env.reset(seed=1)
+        agents.hpgd(env, **options).learn(20)
+        assert float(env.unwrapped.evaluation.value) < info["objective"] - 0.1
 
 
 def test_clipped_descent():

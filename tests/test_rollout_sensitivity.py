@@ -74,7 +74,7 @@ def test_steps_that_were_not_played_count_for_nothing():
     alive = torch.tensor([[True, True, False]])
     given = Trajectory(torch.tensor([[0, 1, 2]]), torch.tensor([[1, 0, 1]]), alive)
     free = Trajectory(torch.tensor([[0, 2, 2]]), torch.tensor([[0, 1, 1]]), alive & torch.tensor([True, False, False]))
-    drawn = Continuations(torch.tensor([1]), torch.tensor([2.0]), given, free)
+    drawn = Continuations(torch.tensor([1]), torch.tensor([2.0]), Places(given, *torch.zeros(2, 1, dtype=torch.long)), given, free)
     found = along_continuations(
         Point(problem, problems.point(problem, 0), None, None), drawn, torch.tensor([9.0, 0.5], dtype=torch.float64)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import torch
@@ -29,8 +29,11 @@ from bilevel_gym.hypergradients import (
 from bilevel_gym.hypergradients.advantage import Variant
 from bilevel_gym.hypergradients.momentum import Correction
 from bilevel_gym.hypergradients.penalty import Kind
-from bilevel_gym.hypergradients.score_function import Sensitivity, Window
+from bilevel_gym.hypergradients.score_function import Sensitivity, Weighting, Window
 from bilevel_gym.hypergradients.zero_order import Differences
+from bilevel_gym.types import SampledObjective
+
+T = TypeVar("T", int, float)
 
 __all__ = ["aid", "cma_es", "drlhf", "exact", "hpgd", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "stoc_sobirl", "zero_order"]
 
@@ -66,28 +69,52 @@ def exact(env: OuterEnv, *, learning_rate: float = 8e-3) -> HypergradientAgent:
 def hpgd(
     env: OuterEnv,
     *,
-    learning_rate: float = 0.1,
+    learning_rate: float | None = None,
     variant: Variant = "sampled",
     trajectories: int = 50,
-    draws: int = 4,
+    draws: int | None = None,
     max_norm: float | None = 1.0,
     levels: int | None = None,
+    updates_per_step: int | None = None,
+    warmup_updates: int | None = None,
 ) -> HypergradientAgent:
-    """HPGD (Thoma, Pasztor, Krause, Ramponi, Hu, NeurIPS 2024): ``hypergradients.AdvantageWeighted`` and clipped gradient descent.
+    """HPGD (Thoma, Pasztor, Krause, Ramponi, Hu, NeurIPS 2024): both levels' advantages, and clipped gradient descent.
+
+    On a discounted cost it is ``hypergradients.AdvantageWeighted``. Where f is a mean over fragments, as on preference tasks, it is
+    ``sobirl`` with ``weighting="advantage"`` and fresh continuations: all but these two is shared with ``sobirl`` and ``drlhf``.
 
     Args:
-        env: a tabular outer environment whose objective is a discounted cost, such as ``bilevel/FourRoomsIncentive-v0``.
-        learning_rate: β; the paper chooses among .5, .1, .05 and .01.
-        variant: ``"sampled"`` sees trajectories only, ``"oracle"`` has exact occupancies and sensitivities.
-        trajectories: of each estimate, where it is sampled.
-        draws: steps of each trajectory at which sensitivities are sampled.
-        max_norm: ∇̂φ is scaled down to this length at most; 1 in the paper.
-        levels: K of RT-Q (``hypergradients.RandomizedTruncation``), for an environment whose solves are a few sweeps; None takes the
-            environment's own response.
+        env: an outer environment whose objective is a discounted cost, such as ``bilevel/FourRoomsIncentive-v0``, or a preference task.
+        learning_rate: β; the paper chooses among .5, .1, .05 and .01, and None takes .1. On fragments of Adam, and None takes 3e-4.
+        variant: ``"sampled"`` sees trajectories only, ``"oracle"`` has exact occupancies and sensitivities; on fragments L is learnt from
+            earlier ones, unless by ``"oracle"``.
+        trajectories: of each estimate, where a cost is sampled.
+        draws: steps of each trajectory, or fragment, at which sensitivities are sampled; None takes 4, of a fragment 1.
+        max_norm: a cost's ∇̂φ is scaled down to this length at most; 1 in the paper.
+        levels: K of RT-Q (``hypergradients.RandomizedTruncation``), for a cost and an environment whose solves are a few sweeps; None
+            takes the environment's own response.
+        updates_per_step: of x between two steps of the environment; None takes one, and on fragments what ``sobirl`` takes.
+        warmup_updates: further ones before the first step; None takes none, and on fragments what ``sobirl`` takes.
     """
-    estimator = AdvantageWeighted(variant, trajectories, draws)
-    descent = partial(GradientDescent, lr=learning_rate, max_norm=max_norm)
-    return HypergradientAgent(env, estimator if levels is None else RandomizedTruncation(estimator, levels), descent)
+    objective = getattr(getattr(env.unwrapped, "problem", None), "objective", None)
+    if variant != "oracle" and levels is None and isinstance(objective, SampledObjective):
+        return sobirl(
+            env,
+            learning_rate=_or(learning_rate, 3e-4),
+            sensitivity="rollout",
+            weighting="advantage",
+            branches=_or(draws, 1),
+            updates_per_step=_or(updates_per_step, 50),
+            warmup_updates=_or(warmup_updates, 200),
+        )
+    estimator = AdvantageWeighted(variant, trajectories, _or(draws, 4))
+    return HypergradientAgent(
+        env,
+        estimator if levels is None else RandomizedTruncation(estimator, levels),
+        partial(GradientDescent, lr=_or(learning_rate, 0.1), max_norm=max_norm),
+        updates_per_step=_or(updates_per_step, 1),
+        warmup_updates=_or(warmup_updates, 0),
+    )
 
 
 def m_sobirl(
@@ -156,6 +183,8 @@ def sobirl(
     *,
     learning_rate: float = 3e-4,
     sensitivity: Sensitivity | None = "critic",
+    weighting: Weighting = "loss",
+    branches: int | None = 1,
     window: Window = "frozen",
     batch: int | None = 64,
     clip: float | None = 1.0,
@@ -171,6 +200,8 @@ def sobirl(
         learning_rate: of Adam.
         sensitivity: how ∇(Q − V) is estimated; ``"critic"`` here, ``"rollout"`` in the paper, ``"one_step"`` in the released code
             (mathematics §5).
+        weighting: what scores are weighted with, the ``"loss"`` or, as in ``hpgd``, its ``"advantage"``.
+        branches: steps of each fragment that ``"rollout"`` plays on from; None takes every one.
         window: ``"reset"`` is unbiased on fragments cut at the reset, ``"frozen"`` is for fragments cut anywhere.
         batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
         clip: the implicit part's norm at most, in multiples of the direct part's; None does not clip.
@@ -179,7 +210,7 @@ def sobirl(
         updates_per_step: updates of x between two steps of the environment.
         warmup_updates: further ones on the first pairs.
     """
-    estimator = ScoreFunction(sensitivity, window, batch, clip=clip, delay=delay, stale=stale)
+    estimator = ScoreFunction(sensitivity, window, batch, branches=branches, clip=clip, delay=delay, stale=stale, weighting=weighting)
     return HypergradientAgent(
         env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates
     )
@@ -268,3 +299,8 @@ def cma_es(env: gym.Env[Any, Any], *, step_size: float = 0.05, population: int |
         separable: whether to adapt a diagonal covariance matrix only; None does above 500 dimensions.
     """
     return SearchAgent(env, CMAES(step_size=step_size, population=population, separable=separable))
+
+
+def _or(given: T | None, default: T) -> T:
+    """What was given, or else the default."""
+    return default if given is None else given

@@ -50,7 +50,8 @@ class AdvantageWeighted:
     Both are unbiased where the upper level has a horizon; without one trajectories end where γ̄^t falls to .001.
 
     A re-implementation: the released code averages values and sensitivities over the visits of each (s, a) within one batch, which is
-    biased. On preference losses A_upper is L − E_πL, and ``"oracle"`` takes that; its sampled form is ``ScoreFunction("critic")``.
+    biased. On preference losses A_upper is L − E_πL, and ``"oracle"`` takes that; where L has to be learnt from samples HPGD is
+    ``ScoreFunction("rollout", weighting="advantage")``.
 
     Args:
         variant: one of the above.

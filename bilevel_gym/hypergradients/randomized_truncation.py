@@ -45,7 +45,7 @@ class RandomizedTruncation:
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the inner estimator does not fit."""
-        if getattr(self.estimator, "sensitivity", None) == "critic" or hasattr(self.estimator, "inner"):
+        if getattr(self.estimator, "learns", False) or hasattr(self.estimator, "inner"):
             return f"{type(self.estimator).__name__} learns from one call to the next, and the levels of one call would be mixed up in it; use one without a state"
         return self.estimator.supports(problem)
 

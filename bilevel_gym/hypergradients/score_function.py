@@ -16,6 +16,7 @@ from bilevel_gym.hypergradients.sensitivities import (
     Continuations,
     Point,
     Window,
+    advantages,
     along_continuations,
     carried,
     one_step,
@@ -27,10 +28,13 @@ from bilevel_gym.numerics import gradients
 from bilevel_gym.preferences import as_samples, concatenate, take
 from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, Samples
 
-__all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Window"]
+__all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Weighting", "Window"]
 
 Sensitivity = Literal["exact", "one_step", "rollout", "critic"]
 """How ∇(Q − V) is estimated."""
+
+Weighting = Literal["loss", "advantage"]
+"""What each score is weighted with."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class ScoreState:
     history: Fragments | None = None
     """Earlier fresh fragments, which L is fitted on."""
     weights: Tensor | None = None
-    """[N, T] c_t of the current fresh trajectories."""
+    """[N, T] c_t of the current fresh trajectories, or the advantages of L along them."""
     continuations: Continuations | None = field(default=None, metadata={"transient": True})
     """ξ and ζ of the current fresh trajectories."""
     fresh: Samples | None = field(default=None, metadata={"transient": True})
@@ -70,13 +74,18 @@ class ScoreFunction:
     * ``"one_step"``: r(s,a) − E_π r(s,·), the released code's choice: biased, it forgets what x does to the future.
     * ``None``: no implicit term at all, which is DRLHF (Christiano et al., 2017).
 
+    With ``weighting="advantage"`` each score is weighted with L(s,a) − E_π L(s,·) in the place of l: HPGD's A_upper, for a loss over
+    fragments (mathematics §7; Thoma et al., NeurIPS 2024). It has the same mean with the true L, and under ``"critic"`` it is the same
+    thing. L is fitted as there.
+
     Source: SoBiRL (Yang, Gao, Yuan, AISTATS 2025) for the formula, arXiv 2603.14867 for the covariance form behind ``"critic"``.
 
     Args:
         sensitivity: one of the above.
+        weighting: ``"loss"`` (SoBiRL) or ``"advantage"`` (HPGD).
         window: ``"reset"`` sums scores from the reset on and is right; ``"frozen"`` holds the start law of fragments that were cut
             anywhere fixed, as the released code does, and is biased where that law depends on π. They agree on fragments cut at the
-            reset. ``"critic"`` needs one of the two to be the case.
+            reset. What L weighs needs one of the two to be the case.
         batch: pairs of the queue for each ∇l; None takes the fresh ones.
         critic: the regressor of L; None takes a table on tabular worlds and ridge regression elsewhere.
         action_samples: K draws of π for E_π where actions are continuous.
@@ -108,24 +117,34 @@ class ScoreFunction:
     clip: float | None = None
     delay: int = 0
     stale: bool = False
+    weighting: Weighting = "loss"
 
     def __post_init__(self) -> None:
         if self.sensitivity not in ("exact", "one_step", "rollout", "critic", None) or self.window not in ("reset", "frozen"):
             raise InvalidProblem(
                 f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'rollout', 'critic' or None, window {self.window!r} 'reset' or 'frozen'"
             )
+        if self.weighting not in ("loss", "advantage"):
+            raise InvalidProblem(f"weighting is {self.weighting!r}: choose 'loss' or 'advantage'")
         if min(self.action_samples, self.history, *(1 if count is None else count for count in (self.batch, self.branches))) < 1:
             raise InvalidProblem("batch, action_samples, branches and history must be positive")
         if self.delay < 0 or (self.clip is not None and not self.clip > 0):
             raise InvalidProblem(f"delay is {self.delay} and clip {self.clip}: they must not be negative; clip=None does not clip")
-        if self.stale and (self.batch is None or self.sensitivity not in ("exact", "one_step")):
-            raise InvalidProblem("stale scores are those of a batch out of the queue: give a batch, and sensitivity 'one_step' or 'exact'")
+        if self.stale and (self.batch is None or self.learns or self.sensitivity not in ("exact", "one_step")):
+            raise InvalidProblem(
+                "stale scores are those of a batch out of the queue: give a batch, sensitivity 'one_step' or 'exact', and no other weighting than 'loss'"
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether L is fitted, from one call to the next."""
+        return self.sensitivity == "critic" or (self.weighting == "advantage" and self.sensitivity is not None)
 
     def supports(self, problem: Problem) -> str | None:
         """None, or the reason why the problem does not fit."""
         if reason := (not_sampled if self.sensitivity is None else not_on_policy)(problem):
             return refusal(reason, problem)
-        if self.sensitivity == "critic" and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
+        if self.learns and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.stale and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "the queue keeps fragments without what was before them: cut them at the start, or choose window='frozen'"
@@ -177,8 +196,8 @@ class ScoreFunction:
         assert state.noise is not None
         generator.set_state(state.noise)
         at = Point(oracle.problem, x, response, generator, importance)
-        if self.sensitivity == "critic":
-            state = replace(state, weights=self._carried(at, fresh, state.earlier))
+        if self.learns:
+            state = replace(state, weights=self._weights(at, fresh, state.earlier))
         return self._estimate(at, fresh.fragments, state)
 
     # ------------------------------------------------------------------------------------------ once for each response
@@ -187,23 +206,25 @@ class ScoreFunction:
         """Weigh the new trajectories by an L that has not seen them, they join the history afterwards; or branch off from them."""
         earlier, noise = state.history, oracle.generator.get_state()
         state = ScoreState(earlier, fresh=fresh, evaluations=state.evaluations + 1, earlier=earlier, noise=noise)
-        if self.sensitivity == "rollout" and fresh.asked:
-            return replace(state, continuations=play_continuations(oracle, response, fresh, self.window, self.branches))
-        if self.sensitivity != "critic":
+        if self.sensitivity == "rollout" and (fresh.asked or self.learns):
+            state = replace(state, continuations=play_continuations(oracle, response, fresh, self.window, self.branches))
+        if not self.learns:
             return state
         if self.window == "reset" and bool((fresh.offset > 0).any()):
             raise UnsupportedProblem(
                 "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
             )
-        weights = self._carried(Point(oracle.problem, x, response, oracle.generator), fresh, earlier)
+        weights = self._weights(Point(oracle.problem, x, response, oracle.generator), fresh, earlier)
         if not fresh.asked:
             return replace(state, weights=weights)
         joined = fresh.fragments if earlier is None else concatenate(earlier, fresh.fragments)
         return replace(state, history=take(joined, slice(-self.history, None)), weights=weights)
 
-    def _carried(self, at: Point, fresh: Samples, history: Fragments | None) -> Tensor:
+    def _weights(self, at: Point, fresh: Samples, history: Fragments | None) -> Tensor:
+        """What L makes of the fresh trajectories, which it has not seen: [N, T]."""
         critic: Critic = self.critic or (TableCritic() if at.problem.tabular else RidgeCritic())
-        return carried(at, fresh, history, critic, self.action_samples)
+        advantage = advantages(at, fresh, history, critic, self.action_samples)
+        return carried(at, fresh, advantage) if self.sensitivity == "critic" else advantage * at.step_weights(fresh.trajectories)
 
     # ------------------------------------------------------------------------------------------ at each x
 
@@ -213,7 +234,7 @@ class ScoreFunction:
         weight = at.tuple_weights(fresh, self.window)
         training = problem.training(at.generator)
         direct = gradients(lambda leaf: (weight * problem.objective.loss(training, leaf, batch)).mean(), at.x)[0]
-        unknown = not fresh.asked and self.sensitivity != "critic"  # L says something about l where nobody was asked
+        unknown = not (fresh.asked or self.learns)  # L says something about l where nobody was asked
         if self.sensitivity is None or unknown or state.evaluations <= self.delay:
             return Hypergradient(direct, direct, torch.zeros_like(direct))
         implicit = self._implicit(at, fresh, state, weight)
@@ -229,11 +250,12 @@ class ScoreFunction:
             assert state.weights is not None
             weights = state.weights * played.alive / scale
             return gradients(lambda leaf: (weights * problem.reward.along(leaf, played.states, played.actions)).sum(), at.x)[0]
-        excess = weight * _excess(at, fresh)
+        each, drawn = state.weights, state.continuations
+        weight = weight * _excess(at, fresh) if each is None else torch.ones_like(fresh.fragments.outcome)
         if self.sensitivity == "rollout":
-            assert state.continuations is not None
-            return along_continuations(at, state.continuations, excess / scale)
-        visits = spread(excess, fresh, self.window) * played.alive / scale
+            assert drawn is not None
+            return along_continuations(at, drawn if each is None else drawn.times(each), weight / scale)
+        visits = spread(weight, fresh, self.window) * (1.0 if each is None else each) * played.alive / scale
         return resolvent(at, fresh, visits) if self.sensitivity == "exact" else one_step(at, fresh, visits, self.action_samples)
 
 

@@ -5,7 +5,7 @@ A way is given weights and returns the weighted sum of sensitivities; what the w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,18 @@ from bilevel_gym.numerics import adjoint, draw_horizons, gradients
 from bilevel_gym.preferences import window_sum
 from bilevel_gym.types import AllActions, Fragments, Oracle, Places, Problem, Response, Samples, Trajectory
 
-__all__ = ["Continuations", "Point", "Window", "along_continuations", "carried", "one_step", "play_continuations", "resolvent", "spread"]
+__all__ = [
+    "Continuations",
+    "Point",
+    "Window",
+    "advantages",
+    "along_continuations",
+    "carried",
+    "one_step",
+    "play_continuations",
+    "resolvent",
+    "spread",
+]
 
 Window = Literal["reset", "frozen"]
 """Over which steps scores are summed: from the reset on, or within the fragment, its start law held fixed."""
@@ -62,10 +73,16 @@ class Continuations:
     """[n] the tuple that each step belongs to."""
     share: Tensor
     """[n] how many steps of its fragment each stands for."""
+    places: Places
+    """[n] the steps that they begin at."""
     given: Trajectory
     """[n, T] ξ, from (s_h, a_h): the first action is that of the fragment."""
     free: Trajectory
     """[n, T'] ζ, from s_h: the first action is drawn anew."""
+
+    def times(self, weights: Tensor) -> Continuations:
+        """The same, the share of each times the weight of the step that it begins at: [N, T]."""
+        return replace(self, share=self.share * weights[self.places.row, self.places.time])
 
 
 def spread(weight: Tensor, fresh: Samples, window: Window) -> Tensor:
@@ -145,7 +162,7 @@ def play_continuations(oracle: Oracle, response: Response, fresh: Samples, windo
     given = oracle.branch(response.policy, places, steps=steps, given=True)
     oracle.generator.set_state(noise)  # a branch draws as many numbers with given first actions as without
     free = oracle.branch(response.policy, places, steps=steps)
-    return Continuations(tuples, share[kept], given, free)
+    return Continuations(tuples, share[kept], places, given, free)
 
 
 def along_continuations(at: Point, drawn: Continuations, weight: Tensor) -> Tensor:
@@ -173,8 +190,8 @@ def along_continuations(at: Point, drawn: Continuations, weight: Tensor) -> Tens
 
 
 @torch.no_grad()
-def carried(at: Point, fresh: Samples, history: Fragments | None, critic: Critic, action_samples: int) -> Tensor:
-    """c_t = w_t + γc_{t−1}, w the advantage of L summed over the fragments that cover the step: [N, T].
+def advantages(at: Point, fresh: Samples, history: Fragments | None, critic: Critic, action_samples: int) -> Tensor:
+    """L(s_t, a_t) − E_π L(s_t, ·) along the fresh trajectories, 0 past their ends: [N, T].
 
     Args:
         history: what L is fitted on, none of the fresh fragments among it. Without any nothing has been learnt, and L is flat.
@@ -186,13 +203,18 @@ def carried(at: Point, fresh: Samples, history: Fragments | None, critic: Critic
     options, chances = problem.world.quadrature(at.response.policy, states, action_samples, at.generator)
     repeated = states.expand(options.shape[0], *states.shape)
     mean = (chances * critic.evaluate(fitted, repeated.flatten(0, 1), options.flatten(0, 1)).view(chances.shape)).sum(0)
-    advantage = (critic.evaluate(fitted, states, actions) - mean).view(played.alive.shape) * played.alive
+    found: Tensor = (critic.evaluate(fitted, states, actions) - mean).view(played.alive.shape) * played.alive
+    return found
+
+
+def carried(at: Point, fresh: Samples, advantage: Tensor) -> Tensor:
+    """c_t = w_t + γc_{t−1}, w the advantage summed over the fragments that cover the step: [N, T] → [N, T]."""
     cover = spread(torch.ones_like(fresh.offset[:, 0], dtype=advantage.dtype), fresh, "frozen")
     total, columns = torch.zeros_like(advantage[:, 0]), []
     for column in (cover * advantage).unbind(1):
-        total = column + problem.world.discount * total
+        total = column + at.problem.world.discount * total
         columns.append(total)
-    return _centred(torch.stack(columns, 1) * at.step_weights(played))
+    return _centred(torch.stack(columns, 1) * at.step_weights(fresh.trajectories))
 
 
 def _span(fresh: Samples, window: Window) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,23 @@ def test_tabular_run_agrees_with_the_cpu():
     torch.testing.assert_close(*found, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["RandomMDP", "FourRoomsIncentive", "StackelbergGame"])
+def test_batched_solves_agree_with_the_cpu(name):
+    """Batched LU, block elimination and x-dependent P of many problems at once: a table or an index left on the other device shows."""
+    found = []
+    for device in ("cpu", "cuda"):
+        envs = gym.make_vec(f"bilevel/{name}-v0", num_envs=4, device=device, solver="policy_iteration")
+        envs.reset(seed=0)
+        x = np.random.default_rng(0).uniform(-1.0, 1.0, envs.action_space.shape)
+        envs.step(x)
+        agent = agents.exact(envs)
+        agent.act()
+        inner = envs.unwrapped
+        found.append((inner.response.policy.cpu(), inner.evaluation.value.cpu(), agent.hypergradient.value.cpu()))
+    for on_cpu, on_cuda in zip(*found, strict=True):
+        torch.testing.assert_close(on_cpu, on_cuda, rtol=1e-7, atol=1e-9)
+
+
 def test_preference_run_stays_on_the_device():
     """A generator, a replay or a network on the other device is an error in some step of a run."""
     env = gym.make("bilevel/PendulumPreference-v0", preset="tiny", device="cuda")

@@ -12,6 +12,9 @@ The peer reads a stored reward. Our side computes the rewards of every batch, si
 network of 2×64 units, which costs it more than the peer has to do, and with ``--reward velocity`` by the task's own formula, forward
 velocity less the cost of control.
 
+Between the rounds an update alone is timed, and the matrix products in it one by one, of the same shapes and layouts, by the kernels
+that torch calls (``bmm``) and by oneDNN's: an update can take no less than the sum of the quicker ones.
+
 Written as CSV to ``benchmarks/results/``: one row a round.
 """
 
@@ -21,7 +24,9 @@ import argparse
 import csv
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +39,9 @@ from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import MLPReward
 from bilevel_gym.solvers import SAC
+from bilevel_gym.solvers.actor_critic import GaussianLearner, Labelled
+from bilevel_gym.solvers.architectures import MLP
+from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
 from bilevel_gym.worlds import mujoco_world
 
 ENV_ID = "HalfCheetah-v5"
@@ -106,6 +114,94 @@ def timed(turn: Callable[[], int], steps: int) -> float:
     return steps / seconds
 
 
+ACTOR, CRITIC = (17, 256, 256, 12), (23, 256, 256, 1)
+"""Layers of the networks on HalfCheetah."""
+BATCH = 256
+
+
+def seconds(action: Callable[[], object], repeats: int) -> float:
+    """The median time of an action."""
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begun)
+    return median(times)
+
+
+def update() -> Callable[[], None]:
+    """One update on a batch of noise."""
+    setting, generator = Setting(0.99, TEMPERATURE, MLP(ACTOR), MLP(CRITIC)), torch.Generator().manual_seed(0)
+    learner = GaussianLearner(ActorCritic.initial(setting, generator, torch.device("cpu")), setting, Rates(), batch_size=BATCH)
+    states, following = torch.randn(2, BATCH, 17, generator=generator)
+    actions, noise = torch.rand(BATCH, 6, generator=generator), torch.randn(2, BATCH, 6, generator=generator)
+    batch = Labelled(states, actions, following, torch.ones(BATCH), torch.randn(BATCH, generator=generator), noise)
+    return lambda: learner.update(batch)
+
+
+def products() -> Counter[tuple[str, int, int, int, int]]:
+    """The matrix products of an update, with how often each occurs: (pass, copies C, n, i, o), [C, n, i]·[C, i, o].
+
+    Both critics at (s', a'), (s, a) and (s, π(s)), back twice, their weights' gradients once; the actor at s and s' together, back once.
+    """
+    found: Counter[tuple[str, int, int, int, int]] = Counter()
+    for sizes, copies, rows, forward, backward in ((ACTOR, 1, 2 * BATCH, 1, 1), (CRITIC, 2, BATCH, 3, 2)):
+        for layer, (inner, outer) in enumerate(pairwise(sizes)):
+            found["forward", copies, rows, inner, outer] += forward
+            found["weights", copies, inner, BATCH, outer] += 1
+            if layer:
+                found["back", copies, BATCH, outer, inner] += backward
+    found["back", 2, BATCH, CRITIC[1], ACTOR[-1] // 2] += 1  # to the actions
+    return found
+
+
+def product(kind: str, copies: int, rows: int, inner: int, outer: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One of them by ``torch.bmm``, and by oneDNN."""
+    left, right = torch.randn(copies, rows, inner), torch.randn(copies, inner, outer)
+    if kind == "weights":  # the left factor is a view of the units, transposed
+        left = left.mT.contiguous().mT
+    if kind == "back":  # the right one is a view of the weights, transposed
+        right = right.mT.contiguous().mT
+    out, onednn = torch.empty(copies, rows, outer), torch.ops.mkldnn._linear_pointwise
+    pairs = [(left[copy], right[copy].mT) for copy in range(copies)]
+    return lambda: torch.bmm(left, right, out=out), lambda: [onednn(a, b, None, "none", [], "") for a, b in pairs]
+
+
+class Arithmetic:
+    """Times of an update and of its products, which gather over the rounds."""
+
+    def __init__(self) -> None:
+        self.update = update()
+        self.products = {(*key, count): product(*key) for key, count in products().items()}
+        self.updates: list[float] = []
+        self.times: dict[tuple[str, int, int, int, int, int], tuple[list[float], list[float]]] = {key: ([], []) for key in self.products}
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        """One more round."""
+        self.updates.append(seconds(self.update, 200))
+        for key, kernels in self.products.items():
+            for times, kernel in zip(self.times[key], kernels, strict=True):
+                times.append(seconds(kernel, 50))
+
+    def report(self, path: Path) -> None:
+        """Print the sums, and write the CSV."""
+        rows = [(*key, *(1e6 * median(times) for times in both)) for key, both in self.times.items()]
+        operations = sum(2 * copies * n * i * o * count for _, copies, n, i, o, count, _, _ in rows)
+        whole = 1e3 * median(self.updates)
+        plain = 1e-3 * sum(count * bmm for *_, count, bmm, _ in rows)
+        best = 1e-3 * sum(count * min(bmm, onednn) for *_, count, bmm, onednn in rows)
+        print(
+            f"an update of {operations / 1e9:.2f} GFLOP: {whole:.2f} ms; its products alone: {plain:.2f} ms by torch.bmm, {best:.2f} ms by "
+            f"the quicker of bmm and oneDNN, which is {best / whole:.2f} of the update; the update takes {whole / plain:.2f} of the former"
+        )
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("pass", "copies", "n", "i", "o", "times_an_update", "bmm_us", "onednn_us"))
+            writer.writerows((*row[:-2], f"{row[-2]:.1f}", f"{row[-1]:.1f}") for row in rows)
+            writer.writerow(("update", "", "", "", "", 1, f"{1e3 * whole:.1f}", ""))
+
+
 def main() -> None:
     """Measure, print, and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,10 +213,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
+    arithmetic = Arithmetic()
     sides = {"ours": ours(options.reward, options.steps), "sb3": peer(options.steps)}
     rows = []
     for number in range(options.rounds):
         rate = {name: timed(turn, options.steps) for name, turn in sides.items()}
+        arithmetic.measure()
         rows.append((number, rate["ours"], rate["sb3"], rate["ours"] / rate["sb3"]))
         print(f"round {number}: ours {rows[-1][1]:6.1f}/s   sb3 {rows[-1][2]:6.1f}/s   ratio {rows[-1][3]:.2f}", flush=True)
     _, ours_rate, peer_rate, ratio = (median(column) for column in zip(*rows, strict=True))
@@ -128,6 +226,7 @@ def main() -> None:
     print(f"median: ours {ours_rate:.1f}/s, sb3 {peer_rate:.1f}/s, ratio {ratio:.2f} ({machine})")
 
     options.out.mkdir(parents=True, exist_ok=True)
+    arithmetic.report(options.out / "sac_products.csv")
     with (options.out / f"sac_vs_sb3_{options.reward}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("round", "ours_steps_per_second", "sb3_steps_per_second", "ratio"))

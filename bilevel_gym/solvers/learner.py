@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from bilevel_gym.solvers.architectures import Architecture
 
@@ -174,8 +173,9 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         """The mean of H(π(·|s)), as it was drawn: []."""
 
     def _descend(self, parameters: Tensor, gradient: Tensor, moments: Tensor, clock: Tensor) -> None:
-        adam(
+        """A step of Adam, by the kernel below ``torch.optim.adam.adam(fused=True)``: what that does around it takes as long as its work."""
+        clock.add_(1.0)
+        torch._fused_adam_(
             [parameters], [gradient], [moments[0]], [moments[1]], [], [clock],
-            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=self.learning_rate, weight_decay=0.0, eps=self.rates.adam_epsilon,
-            maximize=False,
+            lr=self.learning_rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=self.rates.adam_epsilon, amsgrad=False, maximize=False,
         )  # fmt: skip

@@ -85,7 +85,7 @@ class Perceptrons:
         weight, bias = parameters[-2:]
         if self.sizes[-1] > 1:
             return self._multiply(units, weight, bias, self._out)
-        # A matrix product with one column is several times slower than a product and a sum.
+        # A product with one column is several times slower than an elementwise one and a sum.
         torch.mul(units, weight.mT, out=self._product)
         return torch.sum(self._product, -1, keepdim=True, out=self._out).add_(bias)
 
@@ -104,7 +104,10 @@ class Perceptrons:
         for layer in range(len(self.sizes) - 2, -1, -1):
             below = (self._units[layer - 1] if layer else self._inputs)[:, :rows]
             if gradient is not None:
-                self._weight_gradient(below, cotangent, gradient[2 * layer])
+                if cotangent.shape[-1] > 1:
+                    self._multiply(below.mT, cotangent, None, gradient[2 * layer])
+                else:  # as a row, since a product with one column is several times slower
+                    self._multiply(cotangent.mT, below, None, gradient[2 * layer].mT)
                 torch.sum(cotangent, 1, keepdim=True, out=gradient[2 * layer + 1])
             if layer:
                 slope = self._slopes[layer - 1][:, :rows]
@@ -114,13 +117,6 @@ class Perceptrons:
                     self._multiply(cotangent, parameters[2 * layer].mT, None, slope)
                 cotangent = torch.ops.aten.threshold_backward.grad_input(slope, below, 0, grad_input=slope)
         return cotangent
-
-    def _weight_gradient(self, below: Tensor, cotangent: Tensor, gradient: Tensor) -> None:
-        if cotangent.shape[-1] > 1 or below.shape != self._product.shape:
-            self._multiply(below.mT, cotangent, None, gradient)
-        else:
-            torch.mul(below, cotangent, out=self._product)
-            torch.sum(self._product, 1, out=gradient.squeeze(-1))
 
 
 def perceptron(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class PreferenceMemory:
     """Labelled pairs, for ∇l."""
     held_out: Fragments | None = None
     """Pairs that nothing ever trains on; None before the first evaluation."""
+    held_out_returns: Tensor | None = None
+    """[M, 2] the true returns of their fragments, for metrics."""
     evaluations: int = 0
     """How many there have been."""
     asked: int = 0
@@ -42,7 +44,9 @@ class PreferenceObjective(EnumeratedPreference):
     Each evaluation plays π, cuts fresh pairs, and asks the teacher about them. The metrics are kept apart:
 
     * ``accuracy_fresh``: how often r_x ranks the fresh pairs as their labels do, *before* anything has trained on them;
-    * ``accuracy_held_out``: the same on a fixed set, drawn once by policies of random quality, that nothing trains on;
+    * ``accuracy_held_out``: the same on a fixed set, drawn once by policies of random quality, and by experts where they are given, that
+      nothing trains on;
+    * ``correlation_held_out``: Pearson's, of the learned and the true returns of the fixed set's fragments, NaN where one does not vary;
     * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories;
     * ``comparisons_left``: of the budget, where there is one.
 
@@ -65,6 +69,10 @@ class PreferenceObjective(EnumeratedPreference):
         trajectories: trajectories of an evaluation; None gives each fragment one of its own.
         steps: T of each; None takes H and the tail past it in which γ^t falls to .01. Episodes may be shorter, but not than H.
         held_out_pairs: pairs of the fixed set, 0 for none.
+        experts: who plays half of the fixed set, such as policies that were trained on the true reward (of the same kind as the
+            follower's), from poor to good ones; or trajectories [N, T] of theirs, with true rewards. Random policies play the other
+            half, and all of it where there are none.
+        comparisons: what is in the queue from the start, such as ``preferences.load_comparisons`` gives; nobody is asked about them.
         query: how further pairs are chosen, from the second evaluation on; None chooses none.
         budget: labels in all, those of the held-out set left out; None does not count.
         half_rate: the evaluation at which half as many labels are asked for as at first, as the rate falls hyperbolically (Christiano et
@@ -90,6 +98,8 @@ class PreferenceObjective(EnumeratedPreference):
     budget: int | None = None
     half_rate: float | None = None
     reference: Any = field(default=None, compare=False)
+    experts: Sequence[Any] = field(default=(), compare=False)
+    comparisons: Fragments | None = field(default=None, compare=False)
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -112,6 +122,10 @@ class PreferenceObjective(EnumeratedPreference):
             )
         if self.capacity == 0 and not (self.budget is None and self.half_rate is None and self.query is None):
             raise InvalidProblem("a budget, a falling rate and a query rule need a queue to train on: give a capacity, such as 3000")
+        if self.comparisons is not None and self.capacity == 0:
+            raise InvalidProblem("comparisons are kept in the queue: give a capacity, such as 3000")
+        if isinstance(self.experts, Tensor | Trajectory) or (self.experts and not self.held_out_pairs):
+            raise InvalidProblem("experts are a list of policies or trajectories, which play the held-out set: give held_out_pairs, too")
         if isinstance(self.reference, list | tuple | np.ndarray):
             object.__setattr__(self, "reference", as_table(self.reference, "cpu"))
         if isinstance(self.reference, Tensor):
@@ -127,7 +141,8 @@ class PreferenceObjective(EnumeratedPreference):
             UnsupportedProblem: they differ.
         """
         first = objectives[0]
-        if any(other != first or other.reference is not first.reference for other in objectives):
+        apart = ("reference", "experts", "comparisons")
+        if any(other != first or any(getattr(other, name) is not getattr(first, name) for name in apart) for other in objectives):
             raise UnsupportedProblem("the problems of a batch have one preference objective: give them the same one")
         return first
 
@@ -137,8 +152,9 @@ class PreferenceObjective(EnumeratedPreference):
         return 2
 
     def start(self) -> PreferenceMemory:
-        """An empty queue, and no held-out set yet."""
-        return PreferenceMemory(PreferenceBuffer(self.capacity))
+        """An empty queue, or the given comparisons, and no held-out set yet."""
+        queue = PreferenceBuffer(self.capacity)
+        return PreferenceMemory(queue if self.comparisons is None else queue.append(self.comparisons))
 
     @torch.no_grad()
     def evaluate(
@@ -153,9 +169,9 @@ class PreferenceObjective(EnumeratedPreference):
         """
         self._check(problem)
         world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
-        held_out, spent = memory.held_out, 0
+        held_out, truth, spent = memory.held_out, memory.held_out_returns, 0
         if held_out is None and self.held_out_pairs:
-            held_out, spent = self._held_out(problem, world, generator)
+            held_out, truth, spent = self._held_out(problem, world, generator)
         due, more = self._due(memory)
         pairs, steps = due or self.pairs, self._steps(problem)
         trajectories = shown = _play(world, response.policy, self.trajectories or 2 * pairs, steps, generator)
@@ -177,8 +193,10 @@ class PreferenceObjective(EnumeratedPreference):
                 (problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()
             ),
         }
-        if held_out is not None:
-            metrics["accuracy_held_out"] = _accuracy(self.logits(problem, x, held_out).mean(0), held_out.outcome)
+        if held_out is not None and truth is not None:
+            learned = self.returns(problem, x, held_out).mean(0)
+            metrics["accuracy_held_out"] = _accuracy(learned[:, 0] - learned[:, 1], held_out.outcome)
+            metrics["correlation_held_out"] = _correlation(learned.flatten(), truth.flatten())
         asked = memory.asked + due + more
         if self.budget is not None:
             metrics["comparisons_left"] = float(self.budget - asked)
@@ -196,20 +214,24 @@ class PreferenceObjective(EnumeratedPreference):
             env_steps=trajectories.alive.numel() + spent,
             comparisons=due + more + (self.held_out_pairs if memory.held_out is None else 0),
         )
-        return evaluation, PreferenceMemory(queue, held_out, memory.evaluations + 1, asked)
+        return evaluation, PreferenceMemory(queue, held_out, truth, memory.evaluations + 1, asked)
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """l of each pair, differentiable in x, 0 where the query was skipped; of an ensemble the mean over its members' own: [M]."""
         return cross_entropy(self.logits(problem, x, fragments), fragments.outcome).mean(0)
 
     def logits(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
-        """Σ_h r(d_1) − Σ_h r(d_2) of each of K members, one where r_x is no ensemble, by one batched forward pass: [K, M]."""
+        """Σ_h r(d_1) − Σ_h r(d_2) of each of K members, one where r_x is no ensemble: [K, M]."""
+        first, second = self.returns(problem, x, fragments).unbind(-1)
+        return first - second
+
+    def returns(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
+        """Σ_h r of each fragment, by each of K members, in one batched forward pass: [K, M, 2]."""
         reward, pairs = problem.reward, (fragments.states, fragments.actions)
         apart = isinstance(reward, Ensemble) and reward.members > 1
         rewards = reward.along_each(x, *pairs) if apart else reward.along(x, *pairs).unsqueeze(0)
         returns: Tensor = (rewards * fragments.alive).sum(-1)
-        first, second = returns.unbind(-1)
-        return first - second
+        return returns
 
     def episode_steps(self, problem: Problem) -> int:
         """Steps of a trajectory that a fragment is cut from: H where it starts at the reset, T of an evaluation elsewhere."""
@@ -255,17 +277,24 @@ class PreferenceObjective(EnumeratedPreference):
         index = self.query.choose(self.logits(problem, x, candidates.fragments), count)
         return self._labelled(take(candidates.fragments, index), rewards[index], generator)
 
-    def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, int]:
-        """Pairs out of what sixteen policies of random quality play, each compared with any other; and the environment steps spent."""
-        steps = self.episode_steps(problem)
-        per_policy = min(ceil(self.held_out_pairs / 8), 4)
-        played = [_play(world, world.exploratory(generator), per_policy, steps, generator) for _ in range(16)]
-        order = torch.randperm(16 * per_policy, generator=generator, device=generator.device)
+    def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, Tensor, int]:
+        """Pairs out of what sixteen random policies and the experts play, each compared with any other; true returns; environment steps."""
+        steps, share = self.episode_steps(problem), min(ceil(self.held_out_pairs / 8), 4)
+        played = [_play(world, world.exploratory(generator), share, steps, generator) for _ in range(16)]
+        spent = sum(one.alive.numel() for one in played)
+        for expert in self.experts:
+            count = ceil(16 * share / len(self.experts))
+            if isinstance(expert, Trajectory):
+                played.append(_some(_with_truth(expert), count, steps, generator))
+            else:
+                played.append(_play(world, expert, count, steps, generator))
+                spent += played[-1].alive.numel()
+        order = torch.randperm(sum(len(one.alive) for one in played), generator=generator, device=generator.device)
         mixed = Trajectory(
             *(concatenate_states([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
         )
         drawn, rewards = draw_fragments(mixed, self.held_out_pairs, 2, self.length, self.cut, generator)
-        return self._labelled(drawn.fragments, rewards, generator), mixed.alive.numel()
+        return self._labelled(drawn.fragments, rewards, generator), rewards.sum(-1), spent
 
 
 def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
@@ -276,6 +305,24 @@ def _with_truth(played: Trajectory) -> Trajectory:
     if played.rewards is None:
         raise UnsupportedProblem(NO_TRUE_REWARD)
     return played
+
+
+def _some(trajectories: Trajectory, count: int, steps: int, generator: torch.Generator) -> Trajectory:
+    """So many of given trajectories, and of each so many steps."""
+    rows, length = trajectories.alive.shape
+    if length < steps:
+        raise InvalidProblem(
+            f"the experts' trajectories have {length} steps: the held-out set cuts its fragments from {steps}, give as many"
+        )
+    chosen = torch.randint(rows, (count,), generator=generator, device=generator.device)
+    return Trajectory(*(getattr(trajectories, name)[chosen][:, :steps] for name in ("states", "actions", "alive", "rewards")))
+
+
+def _correlation(learned: Tensor, truth: Tensor) -> float:
+    """Pearson's; NaN where one of the two does not vary."""
+    learned, truth = (values.double() - values.double().mean() for values in (learned, truth))
+    scale = learned.norm() * truth.norm()
+    return float(learned @ truth / scale) if float(scale) > 0.0 else nan
 
 
 def _accuracy(logit: Tensor, outcome: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Fragments of trajectories, teachers who compare them, and the queue of what was compared."""
 
 from bilevel_gym.preferences.buffer import PreferenceBuffer
+from bilevel_gym.preferences.files import load_comparisons, save_comparisons
 from bilevel_gym.preferences.fragments import Cut, as_samples, concatenate, draw_fragments, draw_places, gather, take, window_sum
 from bilevel_gym.preferences.queries import Query, Rule, labels_due
 from bilevel_gym.preferences.teachers import BradleyTerry, Teacher, cross_entropy
@@ -19,6 +20,8 @@ __all__ = [
     "draw_places",
     "gather",
     "labels_due",
+    "load_comparisons",
+    "save_comparisons",
     "take",
     "window_sum",
 ]

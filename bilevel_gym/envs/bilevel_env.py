@@ -27,7 +27,8 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
     The action is x [D] itself, nothing is scaled. ``step(x)`` lets the follower learn under r_x from where it stands (a warm start),
     looks at its policy, and returns −f. The episode is an outer horizon: it never terminates, and is truncated by a ``TimeLimit``.
 
-    Observation: a dict of ``objective`` [1] and ``gap`` [1], and on tabular worlds of ``x`` [D] and ``policy`` [S·A] (with contexts [C·S·A]).
+    Observation: a dict of ``objective`` [1] and ``gap`` [1], of ``x`` [D] where it is short or the lower level is a table, and on tables
+    of ``policy`` [S·A] (with contexts [C·S·A]).
     The lower level may also be a function of y (``ConvexProblem``): ``x`` is observed and y is not.
 
     Reset options: ``{"x": x}`` starts there; ``{"x": x, "keep": True}`` goes on with response, memory and generators as they are, and

@@ -20,6 +20,9 @@ Observation = dict[str, np.ndarray]
 LARGEST = 1e9
 """Objective and gap are clipped to this magnitude in observations, whose bounds must be finite; ``info`` has them unclipped."""
 
+SHORT = 32
+"""Entries up to which x is observed whatever the lower level is."""
+
 
 def action_space(problem: OuterProblem) -> gym.spaces.Box:
     """The box of x, as the problem's domain gives it: [D], float64 on tables and float32 for networks."""
@@ -29,7 +32,7 @@ def action_space(problem: OuterProblem) -> gym.spaces.Box:
 
 
 def observation_space(problem: OuterProblem, actions: gym.spaces.Box) -> gym.spaces.Dict:
-    """``objective`` [1] and ``gap`` [1]; ``x`` [D] where the lower level is a table or a function; ``policy`` on tables, [S·A], with contexts [C·S·A]."""
+    """``objective`` [1] and ``gap`` [1]; ``x`` [D] where the lower level is a table or a function, or x is short; ``policy`` on tables, [S·A], with contexts [C·S·A]."""
     dtype: Any = actions.dtype
     spaces: dict[str, gym.Space[Any]] = {
         "objective": gym.spaces.Box(-LARGEST, LARGEST, (1,), dtype),
@@ -111,8 +114,8 @@ def read_options(options: Mapping[str, Any] | None, *, seeded: bool, begun: bool
 
 
 def _written_down(problem: OuterProblem) -> bool:
-    """Whether the lower level is a table or a function: elsewhere x holds the weights of a network, too many to observe."""
-    return problem.tabular or problem.world is None
+    """Whether x is observed: where the lower level is a table or a function, and where x is short; a network's weights are too many."""
+    return problem.tabular or problem.world is None or problem.dimension <= SHORT
 
 
 def _numbers(values: Tensor, dtype: Any) -> np.ndarray:

@@ -46,7 +46,7 @@ def soft_lqr(
         f(x, π) = E Σ γ^t (s_tᵀQ̄s_t + a_tᵀR̄a_t − τ H(π)) with the designer's weights, in closed form; ``entropy=False`` leaves the last
         term out.
     Observation:
-        ``objective`` [1] and ``gap`` [1] (the largest entry of the Riccati residual), float64.
+        ``objective`` [1], ``gap`` [1] (the largest entry of the Riccati residual), ``x`` [n+m], float64.
     Reward:
         −f(x, π).
     Reference value:

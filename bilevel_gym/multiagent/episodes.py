@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel_gym.envs import grid_picture
 from bilevel_gym.envs.rendering import policy_picture
 from bilevel_gym.errors import UnsupportedProblem
-from bilevel_gym.numerics import draw_seed
+from bilevel_gym.numerics import draw_categorical, draw_seed
 from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.types import MDP
 
@@ -104,9 +104,9 @@ class TableEpisodes:
         """Draw the follower by its weight, and s_0 ~ ρ."""
         world, start = self.problem.world, self.problem.world.start
         if self.contexts:
-            self.context = min(_draw(world.context_weights, generator), self.contexts - 1)
+            self.context = _draw(world.context_weights, generator)
             start = start[self.context]
-        self.state = min(_draw(start, generator), world.states - 1)
+        self.state = _draw(start, generator)
 
     def observe(self) -> np.ndarray:
         """[C + S], ones at the context and at the state."""
@@ -122,7 +122,7 @@ class TableEpisodes:
         state, action, found = self.state, int(action), self._mdp.transition
         table, successors = (found.probability, found.successors) if isinstance(found, SparseTransition) else (found, None)
         row = self._own(table)[state, action]
-        drawn = _draw(row, generator)
+        drawn = _draw(torch.cat([row, (1.0 - row.sum(-1, keepdim=True)).clamp_min(0.0)]), generator)
         if drawn < len(row):
             self.state = drawn if successors is None else int(successors[state, drawn])
         truth = self.problem.world.true_reward
@@ -239,9 +239,8 @@ def episodes_of(problem: Any, render_mode: str | None = None) -> TableEpisodes |
 
 
 def _draw(chances: Tensor, generator: torch.Generator) -> int:
-    """An index with its probability, and one past the last with what is missing to one: [K] → 0 … K."""
-    uniform = torch.rand(1, generator=generator, dtype=chances.dtype, device=generator.device).to(chances.device)
-    return int(torch.searchsorted(chances.cumsum(-1), uniform, right=True))
+    """An index with its probability: [K] → 0 … K − 1."""
+    return int(draw_categorical(chances[None], generator))
 
 
 def _dimmed(picture: np.ndarray, state: int, states: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.multiagent.game import FOLLOWER, LEADER
 from bilevel_gym.multiagent.leader_follower import LeaderFollowerAEC, LeaderFollowerParallel
-from bilevel_gym.numerics import draw_seed
+from bilevel_gym.numerics import draw_categorical, draw_seed
 from bilevel_gym.types import Evaluation, LowerSolver, Response
 
 __all__ = ["PlayedRounds", "follower_of", "play_rounds", "to_outer"]
@@ -36,8 +36,8 @@ def follower_of(problem: Any, policy: Any, generator: torch.Generator) -> Callab
     contexts, states = policy.shape[0] if policy.ndim > 2 else 0, policy.shape[-2]
 
     def act(seen: np.ndarray) -> int:
-        row = policy[int(seen[:contexts].argmax())] if contexts else policy
-        return int(torch.multinomial(row[int(seen[contexts : contexts + states].argmax())], 1, generator=generator))
+        own = policy[int(seen[:contexts].argmax())] if contexts else policy
+        return int(draw_categorical(own[int(seen[contexts : contexts + states].argmax())][None], generator))
 
     return act
 

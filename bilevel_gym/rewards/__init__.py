@@ -1,7 +1,7 @@
 """r_x: what x chooses."""
 
 from bilevel_gym.rewards.all_actions import AllActionsReward
-from bilevel_gym.rewards.box import Box
+from bilevel_gym.rewards.box import Box, CornerBox
 from bilevel_gym.rewards.fitting import network_for
 from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
@@ -17,6 +17,7 @@ __all__ = [
     "Box",
     "Buffers",
     "CNNReward",
+    "CornerBox",
     "DiscreteMLPReward",
     "FunctionReward",
     "IncentiveReward",

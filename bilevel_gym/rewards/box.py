@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import ArrayLike, as_table
 
-__all__ = ["Box"]
+__all__ = ["Box", "CornerBox"]
 
 
 class Box:
@@ -46,3 +47,48 @@ class Box:
         """A normal x, kept inside the box: [D]."""
         x = torch.randn(self.dimension, generator=generator, dtype=self.dtype, device=self.device)
         return x.mul_(self.spread).clamp_(-self.bound, self.bound)
+
+
+class CornerBox:
+    """x between two corners, in float64, started uniformly.
+
+    Args:
+        low: [D] the lower corner of the box.
+        high: [D] the upper corner.
+        start: two numbers between which x starts, uniformly, in every coordinate; None takes the whole box.
+        device: where x lives.
+
+    Raises:
+        InvalidProblem: the corners are not finite, not of one length, or not in order; ``start`` leaves the box.
+    """
+
+    dtype = torch.float64
+
+    def __init__(
+        self, low: ArrayLike, high: ArrayLike, *, start: tuple[float, float] | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.low, self.high, self.start = as_table(low, device), as_table(high, device), start
+        if self.low.ndim != 1 or not len(self.low) or self.low.shape != self.high.shape:
+            raise InvalidProblem(
+                f"low has shape {tuple(self.low.shape)} and high {tuple(self.high.shape)}: give both as [D], one number or more"
+            )
+        if not bool((self.low < self.high).all() & self.low.isfinite().all() & self.high.isfinite().all()):
+            raise InvalidProblem("the box of x must be finite, with low below high in every coordinate")
+        if start is not None and not (float(self.low.max()) <= start[0] <= start[1] <= float(self.high.min())):
+            raise InvalidProblem(f"start is {start}: x must start inside the box, between two numbers in order")
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return len(self.low)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The box of x: two arrays [D]."""
+        return self.low.cpu().numpy(), self.high.cpu().numpy()
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """A uniform x between the two numbers of ``start``: [D]."""
+        unit = torch.rand(self.dimension, generator=generator, dtype=self.dtype, device=self.device)
+        return torch.lerp(self.low, self.high, unit) if self.start is None else self.start[0] + (self.start[1] - self.start[0]) * unit

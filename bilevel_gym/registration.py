@@ -126,6 +126,12 @@ CATALOGUE: dict[str, Entry] = {
         agents=_STEEP_AGENTS,
         batched=True,
     ),
+    "bilevel/CommonsIncentive-v0": Entry(
+        "bilevel_gym.multiagent.commons_incentive:commons_incentive",
+        100,
+        "payments to two herders who learn independently to share a pasture; a game of several followers, exact",
+        agents=_BLACK_BOX,
+    ),
     "bilevel/PendulumPreference-v0": Entry(
         "bilevel_gym.envs.preference:gym_preference",
         50,

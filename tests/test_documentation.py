@@ -81,3 +81,13 @@ def test_demo_quick(tmp_path):
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
     again = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert "from step 2" in again
+
+
+def test_leader_follower_quick(tmp_path):
+    """The PettingZoo example runs, and what is seen in play is near the exact numbers beside it."""
+    command = [sys.executable, str(ROOT / "examples" / "leader_follower.py"), "--quick"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    rows = [[float(cell) for cell in line.split("│")[2:8]] for line in text.splitlines() if line.startswith("│ ")]
+    assert len(rows) == 8
+    assert sum(abs(row[4] - row[5]) for row in rows) / len(rows) < 0.1
+    assert "best of a grid: payments [0.00, 0.9" in text

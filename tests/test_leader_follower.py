@@ -16,7 +16,7 @@ from pettingzoo.test import api_test, max_cycles_test, parallel_api_test, parall
 
 from bilevel_gym import BilevelProblem, multiagent
 from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
-from bilevel_gym.multiagent.ids import GAMES
+from bilevel_gym.multiagent.ids import GAMES, TABLES
 from bilevel_gym.objectives import PreferenceObjective, QuadraticObjective, ReturnObjective
 from bilevel_gym.preferences import BradleyTerry
 from bilevel_gym.regularizers import Shannon
@@ -25,7 +25,7 @@ from bilevel_gym.solvers import SAC, SoftPolicyIteration
 from bilevel_gym.worlds import SIDEWAYS, GridWorld, TabularWorld, VectorWorld
 from tests import problems
 
-# A leader and a follower see and do different things; MuJoCo's observations have no bounds.
+# A leader and a follower see and do different things; MuJoCo's observations have no bounds; states of tables are numbers.
 advice = [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
@@ -33,6 +33,7 @@ advice = [
         "Observations are different shapes",
         "Agent's minimum observation space value is -infinity",
         "Agent's maximum observation space value is infinity",
+        "Observation is not a NumPy array",
     )
 ]
 
@@ -69,7 +70,7 @@ RIGHT = 1
 # ---------------------------------------------------------------------------------------------- PettingZoo's own checks
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", [*GAMES, *TABLES])
 class TestRegistered:
     """Every id in PettingZoo's registries."""
 

@@ -43,7 +43,7 @@ def commons_incentive(
     Reward:
         −f(x, π). The metrics ``welfare`` and ``paid`` are E Σ γ^t (r_1 + r_2) and the payments.
     Reference value:
-        φ* = −15.86256 at x* = (.975, .975), where the welfare is 17.31; without payments φ(0) = −12.7822.
+        φ* = −15.862553 at x* = (.9748, .9748), where the welfare is 17.31; without payments φ(0) = −12.782160.
 
     Args:
         price: of a unit paid, ≥ 0.

@@ -31,11 +31,12 @@ class SoftGameIteration:
     Economic Behavior 1995), here one in Markov policies: each π_i is soft-optimal against the others. Where τ is large beside what the
     agents can do to each other it is unique and is found from anywhere. Elsewhere there may be several, and which one is found depends on
     where the policies start (a warm start stays on its branch); or the iteration goes round in circles, as in matching pennies at a small
-    τ, where η < 1 helps. ``gap`` says whether it has arrived, ``converged`` whether within the tolerance.
+    τ, where η < 1 helps. ``converged`` says whether it has arrived; ``gap`` is max over i and s of F_i(V_i) − V_i, V_i the value of π_i:
+    what one improvement would gain an agent, a quadratic function of how far its policy is off.
 
     Args:
-        sweeps: rounds of all agents, at most; None is no limit but a million.
-        tolerance: on the gap, max over i and s of F_i(V_i) − V_i, V_i the value of π_i: what one improvement would gain an agent.
+        sweeps: rounds of all agents, at most.
+        tolerance: stop where an improvement would move no probability by more than this.
         damping: η in (0, 1].
 
     Raises:
@@ -45,12 +46,12 @@ class SoftGameIteration:
     """
 
     _: KW_ONLY
-    sweeps: int | None = None
+    sweeps: int = 1000
     tolerance: float = 1e-10
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        if (self.sweeps is not None and self.sweeps < 1) or not self.tolerance > 0 or not 0.0 < self.damping <= 1.0:
+        if self.sweeps < 1 or not self.tolerance > 0 or not 0.0 < self.damping <= 1.0:
             raise InvalidProblem(
                 f"sweeps is {self.sweeps}, tolerance {self.tolerance}, damping {self.damping}: they must be ≥ 1, positive and in (0, 1]"
             )
@@ -84,28 +85,36 @@ class SoftGameIteration:
         shapes = [(len(game.start), int(game.action_space(agent).n)) for agent in game.possible_agents]
         paid = [problem.incentives.table(x, agent, *shape) for agent, shape in zip(game.possible_agents, shapes, strict=True)]
 
-        def look(index: int, policies: list[Tensor]) -> tuple[Tensor, float]:
-            """The improved policy, and what it gains."""
+        def look(index: int, policies: list[Tensor]) -> _Improved:
             mdp = game.against(index, policies, paid[index], problem.regularizer)
             value = policy_value(mdp, policies[index])
             q = backup(mdp, value)
-            return problem.regularizer.policy(q), float((problem.regularizer.conjugate(q) - value).amax())
+            return _Improved(problem.regularizer.policy(q), (problem.regularizer.conjugate(q) - value).amax())
 
         def sweep(policies: list[Tensor]) -> list[Tensor]:
             policies = list(policies)
             for index, policy in enumerate(policies):
-                policies[index] = torch.lerp(policy, look(index, policies)[0], self.damping)
+                policies[index] = torch.lerp(policy, look(index, policies).policy, self.damping)
             return policies
 
-        def gap(policies: list[Tensor]) -> float:
-            return max(look(index, policies)[1] for index in range(len(policies)))
+        def settled(policies: list[Tensor]) -> bool:
+            moves = [(look(index, policies).policy - policy).abs().amax() for index, policy in enumerate(policies)]
+            return bool(torch.stack(moves).amax() <= self.tolerance)
 
         begin = [warm.policy[agent].table for agent in game.possible_agents]
-        found, steps, converged = iterate(
-            sweep, begin, limit=step_limit(self.sweeps, budget), done=lambda policies: gap(policies) <= self.tolerance
-        )
+        found, steps, converged = iterate(sweep, begin, limit=step_limit(self.sweeps, budget), done=settled)
+        gains = [look(index, found).gain for index in range(len(found))]
         named = {agent: TablePolicy(policy) for agent, policy in zip(game.possible_agents, found, strict=True)}
-        return Response(named, gap=torch.tensor(gap(found), dtype=x.dtype).clamp_min(0.0), steps=steps, converged=converged)
+        return Response(named, gap=torch.stack(gains).amax().clamp_min(0.0), steps=steps, converged=converged)
+
+
+class _Improved(NamedTuple):
+    """An agent's soft policy improvement."""
+
+    policy: Tensor
+    """[S, A]."""
+    gain: Tensor
+    """[] what it gains at most, over all states."""
 
 
 class Tables(NamedTuple):

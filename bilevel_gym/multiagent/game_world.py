@@ -84,7 +84,8 @@ class GameWorld:
 
     def __init__(self, make: Callable[..., Any], *, discount: float | None = None) -> None:
         self.make = make
-        self.env = make()
+        self._opened: list[Any] = []
+        self.env = self.open()
         self.table: TabularGame | None = self.env.unwrapped if isinstance(self.env.unwrapped, TabularGame) else None
         found = self.table.discount if discount is None and self.table is not None else discount
         if found is None or not 0.0 <= found < 1.0:
@@ -97,6 +98,11 @@ class GameWorld:
             for space in (self.env.observation_space(agent), self.env.action_space(agent)):
                 if not isinstance(space, gym.spaces.Discrete | gym.spaces.Box):
                     raise InvalidProblem(f"{agent} has the space {space}: followers learn on Discrete spaces and boxes; wrap the game")
+
+    def open(self) -> Any:
+        """Another copy of the game, which ``close`` closes with the rest."""
+        self._opened.append(self.make())
+        return self._opened[-1]
 
     @property
     def numbered(self) -> bool:
@@ -189,5 +195,6 @@ class GameWorld:
             env.close()
 
     def close(self) -> None:
-        """Close the game."""
-        self.env.close()
+        """Close all copies of the game."""
+        while self._opened:
+            self._opened.pop().close()

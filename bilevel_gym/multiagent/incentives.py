@@ -97,6 +97,8 @@ class IncentiveProblem:
     regularizer: Regularizer
     objective: DesignObjective
 
+    reward = None
+    """There is no one reward: each agent has its own."""
     tabular = False
 
     @property

@@ -17,7 +17,7 @@ from bilevel_gym.solvers.discrete_actor_critic import DiscreteLabelled, Discrete
 from bilevel_gym.solvers.frame_replay import FrameReplay
 from bilevel_gym.solvers.learner import ActorCritic, Setting
 from bilevel_gym.solvers.off_policy import OffPolicySolver
-from bilevel_gym.solvers.replay import Batch, Replay
+from bilevel_gym.solvers.replay import Batch, Replay, score
 
 __all__ = ["DiscreteSAC"]
 
@@ -63,7 +63,7 @@ class DiscreteSAC(OffPolicySolver):
     def _labeller(self, problem: Any, x: Tensor, generator: torch.Generator) -> Callable[[Batch], DiscreteLabelled]:
         @torch.no_grad()
         def label(batch: Batch) -> DiscreteLabelled:
-            rewards = problem.reward.along(x, batch.states, batch.actions).to(batch.rewards.dtype)
+            rewards = score(problem.reward, x, batch)
             return DiscreteLabelled(batch.states, batch.actions, batch.following, 1.0 - batch.terminated, rewards)
 
         return label

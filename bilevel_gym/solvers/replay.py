@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.types import TransitionReward
 
-__all__ = ["Batch", "Replay"]
+__all__ = ["Batch", "Replay", "score"]
 
 
 class Batch(NamedTuple):
@@ -26,6 +27,21 @@ class Batch(NamedTuple):
     """[n] 1 where s' is an end, whose value is 0; a truncated episode has 0 here."""
     rewards: Tensor
     """[n] the true reward, which only teachers and metrics may read."""
+
+
+@torch.no_grad()
+def score(reward: Any, x: Tensor, batch: Batch) -> Tensor:
+    """r_x of a batch as x is now: [n].
+
+    Args:
+        reward: a ``RewardModel``, or a ``TransitionReward`` where (s, a) does not decide it.
+        x: [D].
+        batch: n transitions.
+    """
+    if isinstance(reward, TransitionReward):
+        return reward.of_transitions(x, batch).to(batch.rewards.dtype)
+    values: Tensor = reward.along(x, batch.states, batch.actions)
+    return values.to(batch.rewards.dtype)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from bilevel_gym.solvers.architectures import MLP
 from bilevel_gym.solvers.learner import ActorCritic, Setting
 from bilevel_gym.solvers.networks import GaussianPolicy
 from bilevel_gym.solvers.off_policy import OffPolicySolver
-from bilevel_gym.solvers.replay import Batch, Replay
+from bilevel_gym.solvers.replay import Batch, Replay, score
 
 __all__ = ["SAC"]
 
@@ -59,7 +59,7 @@ class SAC(OffPolicySolver):
 
         @torch.no_grad()
         def label(batch: Batch) -> Labelled:
-            rewards = problem.reward.along(x, batch.states, batch.actions).to(batch.states.dtype)
+            rewards = score(problem.reward, x, batch)
             noise = torch.randn(2, *batch.actions.shape, generator=generator, device=generator.device).to(batch.actions.device)
             return Labelled(batch.states, (batch.actions - centre) / half, batch.following, 1.0 - batch.terminated, rewards, noise)
 

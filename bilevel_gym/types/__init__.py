@@ -20,7 +20,7 @@ from bilevel_gym.types.objectives import (
     UpperObjective,
 )
 from bilevel_gym.types.problems import LowerFunction, OuterProblem, Problem, Regularizer
-from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Ensemble, RewardModel, TabularReward
+from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Ensemble, RewardModel, TabularReward, TransitionReward
 from bilevel_gym.types.worlds import Branching, Policy, TabularWorldLike, World
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "TabularReward",
     "TabularWorldLike",
     "Trajectory",
+    "TransitionReward",
     "TupleObjective",
     "UpperObjective",
     "World",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.types.flow import Fragments
 
-__all__ = ["AllActions", "Buffered", "Domain", "Ensemble", "RewardModel", "TabularReward"]
+__all__ = ["AllActions", "Buffered", "Domain", "Ensemble", "RewardModel", "TabularReward", "TransitionReward"]
 
 
 class Domain(Protocol):
@@ -103,6 +103,15 @@ class Buffered(Protocol):
 
     def training(self, generator: torch.Generator) -> Self:
         """The same model as ∇l sees it: with dropout and statistics of the batch, where it has them."""
+        ...
+
+
+@runtime_checkable
+class TransitionReward(Protocol):
+    """A reward that (s, a) does not decide, such as what a simulator pays and x adds to; only learners from a replay take it."""
+
+    def of_transitions(self, x: Tensor, batch: Any) -> Tensor:
+        """r_x of a replay's transitions, with fields ``states``, ``actions``, ``following``, ``terminated`` and true ``rewards``: [n]."""
         ...
 
 

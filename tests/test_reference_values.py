@@ -243,6 +243,11 @@ VALUES = {
         ("{} ± {} with the wrong labels left out: f", lambda: cleaned(wrong=-10.0)[1]),
         ("{} ± {} after those steps", lambda: learned().evaluation.metrics["separation"]),
     ],
+    "CommonsIncentive": [
+        ("φ* = {} at", lambda: at("CommonsIncentive", [0.9748, 0.9748])),
+        ("the welfare is {};", lambda: environment("CommonsIncentive", x=[0.9748, 0.9748]).unwrapped.evaluation.metrics["welfare"]),
+        ("φ(0) = {}", lambda: at("CommonsIncentive", 0.0)),
+    ],
     "PendulumPreference": [("log 2 = {} for a reward", lambda: at("PendulumPreference", 0.0, preset="tiny"))],
 }
 """The words around each number, in which it stands for {}, and what it is. Mean ± deviation over seeds: seed 0 is within three of them."""

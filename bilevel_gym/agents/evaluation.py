@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv, Counters, ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import Exact
-from bilevel_gym.numerics import factorize, solve_transposed
+from bilevel_gym.numerics import factorize, rewards_of, solve_transposed
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Trajectory, World
 
@@ -115,7 +115,7 @@ def _returns(env: BilevelEnv | BilevelVectorEnv, episodes: int, seed: int, basel
             found.append(Measurement(f"true return, {name} policy", mean, error, note, "true_return" if learned else None))
         if learned:
             with torch.no_grad():
-                mean, error = _summary(problem.reward.along(env.x, played.states, played.actions), played)
+                mean, error = _summary(rewards_of(problem.reward, env.x, played), played)
             found.append(Measurement("learned return", mean, error, note, "learned_return"))
     return found
 

@@ -24,9 +24,9 @@ from bilevel_gym.hypergradients.sensitivities import (
     resolvent,
     spread,
 )
-from bilevel_gym.numerics import gradients
+from bilevel_gym.numerics import gradients, rewards_of
 from bilevel_gym.preferences import as_samples, concatenate, take
-from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, Samples
+from bilevel_gym.types import Branching, Evaluation, Fragments, Hypergradient, Oracle, Problem, Response, Samples, TransitionReward
 
 __all__ = ["ScoreFunction", "ScoreState", "Sensitivity", "Weighting", "Window"]
 
@@ -148,6 +148,8 @@ class ScoreFunction:
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.stale and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "the queue keeps fragments without what was before them: cut them at the start, or choose window='frozen'"
+        if self.sensitivity == "one_step" and isinstance(problem.reward, TransitionReward):
+            return f"sensitivity='one_step' needs r_x of actions that nobody took, and {type(problem.reward).__name__} reads it from those that were; use 'critic'"
         if self.sensitivity == "exact" and not problem.tabular:
             return "sensitivity='exact' needs the transition probabilities; use 'critic'"
         if self.sensitivity == "rollout" and not isinstance(problem.world, Branching):
@@ -249,7 +251,7 @@ class ScoreFunction:
         if self.sensitivity == "critic":
             assert state.weights is not None
             weights = state.weights * played.alive / scale
-            return gradients(lambda leaf: (weights * problem.reward.along(leaf, played.states, played.actions)).sum(), at.x)[0]
+            return gradients(lambda leaf: (weights * rewards_of(problem.reward, leaf, played)).sum(), at.x)[0]
         each, drawn = state.weights, state.continuations
         weight = weight * _excess(at, fresh) if each is None else torch.ones_like(fresh.fragments.outcome)
         if self.sensitivity == "rollout":

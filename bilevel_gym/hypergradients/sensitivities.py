@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel_gym.hypergradients.critics import Critic
 from bilevel_gym.hypergradients.importance import Importance
-from bilevel_gym.numerics import adjoint, draw_horizons, gradients
+from bilevel_gym.numerics import adjoint, draw_horizons, gradients, rewards_of
 from bilevel_gym.preferences import window_sum
 from bilevel_gym.types import AllActions, Fragments, Oracle, Places, Problem, Response, Samples, Trajectory
 
@@ -178,7 +178,7 @@ def along_continuations(at: Point, drawn: Continuations, weight: Tensor) -> Tens
     factors = (at.step_weights(drawn.given, given=True), at.step_weights(drawn.free))
 
     def discounted(leaf: Tensor, played: Trajectory, factor: Tensor | float) -> Tensor:
-        rewards = reward.along(leaf, played.states, played.actions)
+        rewards = rewards_of(reward, leaf, played)
         time = torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device)
         total: Tensor = (root**time * played.alive * factor * rewards).sum(-1)
         return total

@@ -12,9 +12,9 @@ from torch import Tensor
 from bilevel_gym.envs import grid_picture
 from bilevel_gym.envs.rendering import policy_picture
 from bilevel_gym.errors import UnsupportedProblem
-from bilevel_gym.numerics import draw_categorical, draw_seed
+from bilevel_gym.numerics import draw_categorical, draw_seed, rewards_of
 from bilevel_gym.transitions import SparseTransition
-from bilevel_gym.types import MDP
+from bilevel_gym.types import MDP, Trajectory
 
 __all__ = ["Episodes", "Moved", "SimulatedEpisodes", "TableEpisodes", "episodes_of"]
 
@@ -203,7 +203,7 @@ class SimulatedEpisodes:
         return Moved(
             state=state,
             action=taken,
-            reward=float(self.problem.reward.along(self._x, state, taken)),
+            reward=float(rewards_of(self.problem.reward, self._x, Trajectory(state[None], taken[None], ~moved.terminated, moved.rewards))),
             true_reward=float(moved.rewards),
             terminated=bool(moved.terminated),
             truncated=bool(moved.truncated),

@@ -16,7 +16,7 @@ from bilevel_gym.numerics.backups import (
     staying,
 )
 from bilevel_gym.numerics.draws import draw_categorical, draw_horizons, draw_seed
-from bilevel_gym.numerics.functions import ArrayLike, TableFunction, as_table, gradients, split_flat, stack_functions, vjp
+from bilevel_gym.numerics.functions import ArrayLike, TableFunction, as_table, gradients, rewards_of, split_flat, stack_functions, vjp
 from bilevel_gym.numerics.krylov import KrylovSolution, conjugate_gradient
 from bilevel_gym.numerics.systems import adjoint, factorize, policy_value, solve_transposed
 
@@ -41,6 +41,7 @@ __all__ = [
     "policy_transition",
     "policy_value",
     "push_forward",
+    "rewards_of",
     "solve_transposed",
     "split_flat",
     "stack_functions",

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.types import Played, TransitionReward
 
-__all__ = ["ArrayLike", "TableFunction", "as_table", "gradients", "split_flat", "stack_functions", "vjp"]
+__all__ = ["ArrayLike", "TableFunction", "as_table", "gradients", "rewards_of", "split_flat", "stack_functions", "vjp"]
 
 
 ArrayLike = Any
@@ -104,3 +105,11 @@ def split_flat(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         part.view(*flat.shape[:-1], *shape)
         for part, shape in zip(flat.split([prod(shape) for shape in shapes], dim=-1), shapes, strict=True)
     ]
+
+
+def rewards_of(reward: Any, x: Any, played: Played) -> Tensor:
+    """r_x of steps that were made, differentiable in x: read from them by a ``TransitionReward``, computed from (s, a) by any other."""
+    found: Tensor = (
+        reward.of_transitions(x, played) if isinstance(reward, TransitionReward) else reward.along(x, played.states, played.actions)
+    )
+    return found

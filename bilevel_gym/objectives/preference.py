@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
-from bilevel_gym.numerics import as_table
+from bilevel_gym.numerics import as_table, rewards_of
 from bilevel_gym.objectives.enumerated_preference import NO_TRUE_REWARD, EnumeratedPreference
 from bilevel_gym.preferences import Cut, PreferenceBuffer, Query, Teacher, cross_entropy, draw_fragments, labels_due, take
 from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Trajectory, World
@@ -189,9 +189,7 @@ class PreferenceObjective(EnumeratedPreference):
         metrics = {
             "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome) if due else nan,
             "true_return": float(_total(trajectories)),
-            "learned_return": float(
-                (problem.reward.along(x, trajectories.states, trajectories.actions) * trajectories.alive).sum(-1).mean()
-            ),
+            "learned_return": float((rewards_of(problem.reward, x, trajectories) * trajectories.alive).sum(-1).mean()),
         }
         if held_out is not None and truth is not None:
             learned = self.returns(problem, x, held_out).mean(0)
@@ -227,9 +225,9 @@ class PreferenceObjective(EnumeratedPreference):
 
     def returns(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """Σ_h r of each fragment, by each of K members, in one batched forward pass: [K, M, 2]."""
-        reward, pairs = problem.reward, (fragments.states, fragments.actions)
+        reward = problem.reward
         apart = isinstance(reward, Ensemble) and reward.members > 1
-        rewards = reward.along_each(x, *pairs) if apart else reward.along(x, *pairs).unsqueeze(0)
+        rewards = reward.along_each(x, fragments.states, fragments.actions) if apart else rewards_of(reward, x, fragments).unsqueeze(0)
         returns: Tensor = (rewards * fragments.alive).sum(-1)
         return returns
 

@@ -71,7 +71,7 @@ def draw_fragments(
         for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
     )
     unknown = torch.full((tuples,), torch.nan, dtype=rewards.dtype, device=rewards.device)
-    return Samples(trajectories, origin, offset, Fragments(states, actions, alive, unknown), asked=False), rewards * alive
+    return Samples(trajectories, origin, offset, Fragments(states, actions, alive, unknown, rewards * alive), asked=False), rewards * alive
 
 
 def gather(table: Any, origin: Tensor, offset: Tensor, length: int) -> Any:
@@ -105,20 +105,23 @@ def window_sum(weight: Tensor, origin: Tensor, first: Tensor, last: Tensor, shap
 def as_samples(fragments: Fragments) -> Samples:
     """Fragments as trajectories of their own, with nothing before or after them: [M, I, H] out of [M·I, H]."""
     states, actions, alive = (table.flatten(0, 1) for table in (fragments.states, fragments.actions, fragments.alive))
+    rewards = None if fragments.rewards is None else fragments.rewards.flatten(0, 1)
     origin = torch.arange(len(alive), device=alive.device).view(fragments.alive.shape[:2])
-    return Samples(Trajectory(states, actions, alive), origin, torch.zeros_like(origin), fragments)
+    return Samples(Trajectory(states, actions, alive, rewards), origin, torch.zeros_like(origin), fragments)
 
 
 def take(fragments: Fragments, index: Tensor | slice) -> Fragments:
     """Some of the tuples, in the order of ``index``."""
-    states = fragments.states[index]
-    return Fragments(
-        states.without_unused() if isinstance(states, FrameStacks) else states,
-        *(table[index] for table in (fragments.actions, fragments.alive, fragments.outcome)),
-    )
+    states, rewards = fragments.states[index], fragments.rewards
+    if isinstance(states, FrameStacks):
+        states = states.without_unused()
+    actions, alive, outcome = (table[index] for table in (fragments.actions, fragments.alive, fragments.outcome))
+    return Fragments(states, actions, alive, outcome, None if rewards is None else rewards[index])
 
 
 def concatenate(first: Fragments, second: Fragments) -> Fragments:
-    """The tuples of both."""
+    """The tuples of both, with true rewards where both have them."""
     pairs = ((first.actions, second.actions), (first.alive, second.alive), (first.outcome, second.outcome))
-    return Fragments(concatenate_states((first.states, second.states)), *(torch.cat(pair) for pair in pairs))
+    actions, alive, outcome = (torch.cat(pair) for pair in pairs)
+    rewards = None if first.rewards is None or second.rewards is None else torch.cat((first.rewards, second.rewards))
+    return Fragments(concatenate_states((first.states, second.states)), actions, alive, outcome, rewards)

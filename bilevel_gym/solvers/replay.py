@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.types import TransitionReward
+from bilevel_gym.numerics import rewards_of
 
 __all__ = ["Batch", "Replay", "score"]
 
@@ -38,10 +38,7 @@ def score(reward: Any, x: Tensor, batch: Batch) -> Tensor:
         x: [D].
         batch: n transitions.
     """
-    if isinstance(reward, TransitionReward):
-        return reward.of_transitions(x, batch).to(batch.rewards.dtype)
-    values: Tensor = reward.along(x, batch.states, batch.actions)
-    return values.to(batch.rewards.dtype)
+    return rewards_of(reward, x, batch).to(batch.rewards.dtype)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from bilevel_gym.types.objectives import (
     UpperObjective,
 )
 from bilevel_gym.types.problems import LowerFunction, OuterProblem, Problem, Regularizer
-from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Ensemble, RewardModel, TabularReward, TransitionReward
+from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Ensemble, Played, RewardModel, TabularReward, TransitionReward
 from bilevel_gym.types.worlds import Branching, Policy, TabularWorldLike, World
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Oracle",
     "OuterProblem",
     "Places",
+    "Played",
     "Policy",
     "Problem",
     "Regularizer",

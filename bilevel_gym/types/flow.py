@@ -92,6 +92,8 @@ class Fragments:
     """[M, I, H] bool: False from the step after the episode's end on; such steps count for nothing."""
     outcome: Tensor
     """[M] the observation, such as the label y of a comparison: 1 where the first is preferred, ½ for a tie; NaN where it was skipped."""
+    rewards: Tensor | None = None
+    """[M, I, H] the true reward, which only teachers and metrics may read; 0 past the episode's end."""
 
 
 @dataclass(frozen=True, slots=True)

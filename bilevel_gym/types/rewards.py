@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.types.flow import Fragments
 
-__all__ = ["AllActions", "Buffered", "Domain", "Ensemble", "RewardModel", "TabularReward", "TransitionReward"]
+__all__ = ["AllActions", "Buffered", "Domain", "Ensemble", "Played", "RewardModel", "TabularReward", "TransitionReward"]
 
 
 class Domain(Protocol):
@@ -46,6 +46,37 @@ class RewardModel(Domain, Protocol):
 
     def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """r_x at state-action pairs, differentiable in x: [...], [...] → [...]."""
+        ...
+
+
+class Played(Protocol):
+    """Steps that were made, with what the world said about them: trajectories, fragments of them, or a batch from a replay."""
+
+    @property
+    def states(self) -> Any:
+        """[...] or [..., *observation]."""
+        ...
+
+    @property
+    def actions(self) -> Tensor:
+        """[...] or [..., *action]."""
+        ...
+
+    @property
+    def rewards(self) -> Tensor | None:
+        """[...] the true reward, which only teachers, metrics and such a reward model may read."""
+        ...
+
+
+@runtime_checkable
+class TransitionReward(Protocol):
+    """A reward that (s, a) does not decide, such as what a simulator pays, and what x adds to it: a function of what was played.
+
+    ``numerics.rewards_of`` asks for it in place of ``along``.
+    """
+
+    def of_transitions(self, x: Tensor, played: Any) -> Tensor:
+        """r_x of steps that were made (``Played``), differentiable in x: [...]. A replay's also have ``following`` and ``terminated``."""
         ...
 
 
@@ -103,15 +134,6 @@ class Buffered(Protocol):
 
     def training(self, generator: torch.Generator) -> Self:
         """The same model as ∇l sees it: with dropout and statistics of the batch, where it has them."""
-        ...
-
-
-@runtime_checkable
-class TransitionReward(Protocol):
-    """A reward that (s, a) does not decide, such as what a simulator pays and x adds to; only learners from a replay take it."""
-
-    def of_transitions(self, x: Tensor, batch: Any) -> Tensor:
-        """r_x of a replay's transitions, with fields ``states``, ``actions``, ``following``, ``terminated`` and true ``rewards``: [n]."""
         ...
 
 

@@ -64,6 +64,13 @@ def test_every_metric_is_in_the_glossary(name, agent):
     assert seen <= explained
 
 
+def test_the_readme_names_every_id_and_agent():
+    """Whoever reads the map must find what is there, and nothing that is not."""
+    rows = re.findall(r"^\| `([\w/-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(row for row in rows if row.startswith("bilevel/")) == sorted(CATALOGUE)
+    assert sorted(row for row in rows if "/" not in row) == sorted(RECIPES)
+
+
 def test_links_lead_somewhere():
     """A file that the README or a page names is there."""
     for page in PAGES:

@@ -129,7 +129,7 @@ def test_sensitivities_that_need_other_actions_are_refused() -> None:
     estimator = ScoreFunction("critic", "frozen")
     estimate, _ = estimator(env.oracle, env.x, env.response, env.evaluation, estimator.init(env.oracle))
     assert bool(estimate.value.isfinite().all())
-    with pytest.raises(UnsupportedProblem, match="read from transitions"):
+    with pytest.raises(UnsupportedProblem, match="read from steps"):
         task.reward.along(env.x, torch.zeros(3), torch.zeros(1))
 
 

@@ -203,7 +203,11 @@ class SimulatedEpisodes:
         return Moved(
             state=state,
             action=taken,
-            reward=float(rewards_of(self.problem.reward, self._x, Trajectory(state[None], taken[None], ~moved.terminated, moved.rewards))),
+            reward=float(
+                rewards_of(
+                    self.problem.reward, self._x, Trajectory(state[None], taken[None], ~moved.terminated, moved.rewards, terms=moved.terms)
+                )
+            ),
             true_reward=float(moved.rewards),
             terminated=bool(moved.terminated),
             truncated=bool(moved.truncated),

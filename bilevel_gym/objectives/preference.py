@@ -288,9 +288,8 @@ class PreferenceObjective(EnumeratedPreference):
                 played.append(_play(world, expert, count, steps, generator))
                 spent += played[-1].alive.numel()
         order = torch.randperm(sum(len(one.alive) for one in played), generator=generator, device=generator.device)
-        mixed = Trajectory(
-            *(concatenate_states([getattr(one, name) for one in played])[order] for name in ("states", "actions", "alive", "rewards"))
-        )
+        names = ("states", "actions", "alive", "rewards", *(() if any(one.terms is None for one in played) else ("terms",)))
+        mixed = Trajectory(**{name: concatenate_states([getattr(one, name) for one in played])[order] for name in names})
         drawn, rewards = draw_fragments(mixed, self.held_out_pairs, 2, self.length, self.cut, generator)
         return self._labelled(drawn.fragments, rewards, generator), rewards.sum(-1), spent
 
@@ -313,7 +312,8 @@ def _some(trajectories: Trajectory, count: int, steps: int, generator: torch.Gen
             f"the experts' trajectories have {length} steps: the held-out set cuts its fragments from {steps}, give as many"
         )
     chosen = torch.randint(rows, (count,), generator=generator, device=generator.device)
-    return Trajectory(*(getattr(trajectories, name)[chosen][:, :steps] for name in ("states", "actions", "alive", "rewards")))
+    names = ("states", "actions", "alive", "rewards", *(() if trajectories.terms is None else ("terms",)))
+    return Trajectory(**{name: getattr(trajectories, name)[chosen][:, :steps] for name in names})
 
 
 def _correlation(learned: Tensor, truth: Tensor) -> float:

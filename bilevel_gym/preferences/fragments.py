@@ -13,6 +13,9 @@ from bilevel_gym.types import Fragments, Samples, Trajectory
 
 __all__ = ["Cut", "as_samples", "concatenate", "draw_fragments", "draw_places", "gather", "take", "window_sum"]
 
+COLUMNS = ("actions", "alive", "outcome", "rewards", "terms")
+"""What there is of each tuple beside its states."""
+
 Cut = Literal["start", "anywhere"]
 """Where a fragment is cut from its trajectory: at the reset (s_0 ~ ρ), or uniformly."""
 
@@ -70,8 +73,11 @@ def draw_fragments(
         gather(table, origin, offset, length)
         for table in (trajectories.states, trajectories.actions, trajectories.alive, trajectories.rewards)
     )
+    terms = None if trajectories.terms is None else gather(trajectories.terms, origin, offset, length)
     unknown = torch.full((tuples,), torch.nan, dtype=rewards.dtype, device=rewards.device)
-    return Samples(trajectories, origin, offset, Fragments(states, actions, alive, unknown, rewards * alive), asked=False), rewards * alive
+    return Samples(
+        trajectories, origin, offset, Fragments(states, actions, alive, unknown, rewards * alive, terms), asked=False
+    ), rewards * alive
 
 
 def gather(table: Any, origin: Tensor, offset: Tensor, length: int) -> Any:
@@ -105,23 +111,20 @@ def window_sum(weight: Tensor, origin: Tensor, first: Tensor, last: Tensor, shap
 def as_samples(fragments: Fragments) -> Samples:
     """Fragments as trajectories of their own, with nothing before or after them: [M, I, H] out of [M·I, H]."""
     states, actions, alive = (table.flatten(0, 1) for table in (fragments.states, fragments.actions, fragments.alive))
-    rewards = None if fragments.rewards is None else fragments.rewards.flatten(0, 1)
+    rewards, terms = (None if table is None else table.flatten(0, 1) for table in (fragments.rewards, fragments.terms))
     origin = torch.arange(len(alive), device=alive.device).view(fragments.alive.shape[:2])
-    return Samples(Trajectory(states, actions, alive, rewards), origin, torch.zeros_like(origin), fragments)
+    return Samples(Trajectory(states, actions, alive, rewards, terms=terms), origin, torch.zeros_like(origin), fragments)
 
 
 def take(fragments: Fragments, index: Tensor | slice) -> Fragments:
     """Some of the tuples, in the order of ``index``."""
-    states, rewards = fragments.states[index], fragments.rewards
-    if isinstance(states, FrameStacks):
-        states = states.without_unused()
-    actions, alive, outcome = (table[index] for table in (fragments.actions, fragments.alive, fragments.outcome))
-    return Fragments(states, actions, alive, outcome, None if rewards is None else rewards[index])
+    states = fragments.states[index]
+    kept: dict[str, Any] = {name: None if (table := getattr(fragments, name)) is None else table[index] for name in COLUMNS}
+    return Fragments(states.without_unused() if isinstance(states, FrameStacks) else states, **kept)
 
 
 def concatenate(first: Fragments, second: Fragments) -> Fragments:
-    """The tuples of both, with true rewards where both have them."""
-    pairs = ((first.actions, second.actions), (first.alive, second.alive), (first.outcome, second.outcome))
-    actions, alive, outcome = (torch.cat(pair) for pair in pairs)
-    rewards = None if first.rewards is None or second.rewards is None else torch.cat((first.rewards, second.rewards))
-    return Fragments(concatenate_states((first.states, second.states)), actions, alive, outcome, rewards)
+    """The tuples of both, with true rewards and their terms where both have them."""
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in COLUMNS}
+    joined: dict[str, Any] = {name: None if any(table is None for table in pair) else torch.cat(pair) for name, pair in pairs.items()}
+    return Fragments(concatenate_states((first.states, second.states)), **joined)

@@ -12,6 +12,7 @@ from bilevel_gym.rewards.normalizer import Buffers
 from bilevel_gym.rewards.pixels import CNNReward
 from bilevel_gym.rewards.quadratic_cost import QuadraticCost
 from bilevel_gym.rewards.tabular import LinearReward, QuadraticReward
+from bilevel_gym.rewards.terms import RewardTerms
 
 __all__ = [
     "AllActionsReward",
@@ -28,5 +29,6 @@ __all__ = [
     "NetworkReward",
     "QuadraticCost",
     "QuadraticReward",
+    "RewardTerms",
     "network_for",
 ]

@@ -9,14 +9,28 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import Played
 
-__all__ = ["EnvironmentReward"]
+__all__ = ["EnvironmentReward", "ReadFromSteps"]
 
 
-class EnvironmentReward:
+class ReadFromSteps:
+    """A reward that is read from what the world said about a step, so that there is none of an action that nobody took."""
+
+    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        """Nothing that could be known.
+
+        Raises:
+            UnsupportedProblem: always.
+        """
+        raise UnsupportedProblem(
+            f"{type(self).__name__} is read from steps that were made and is no function of (s, a): this part evaluates r_x elsewhere; use 'critic' for sensitivities, and solvers.SAC or DiscreteSAC"
+        )
+
+
+class EnvironmentReward(ReadFromSteps):
     """r_x = x · r with r the world's own (true) reward, in units that x chooses: what a follower can reach who is told the truth.
 
     The ceiling of a reward-learning task is the same environment with this reward and x left at its start. It is the one reader of the
-    true reward beside teachers and metrics. r is not computed but read, from the transitions that the follower made, so there is no
+    true reward beside teachers and metrics. r is not computed but read, from the steps that the follower made, so there is no
     r(s, a) of an action that nobody took (``types.TransitionReward``).
 
     D = 1: larger x's are lower temperatures, since π* for (x·r, τ) is that for (r, τ/x).
@@ -67,13 +81,3 @@ class EnvironmentReward:
         if true is None:
             raise UnsupportedProblem("the world has no reward of its own, which EnvironmentReward could read: take another reward model")
         return true * (x if x.ndim == 1 else x.view(-1, *(1,) * (true.ndim - 1)))
-
-    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """Nothing that could be known.
-
-        Raises:
-            UnsupportedProblem: always.
-        """
-        raise UnsupportedProblem(
-            "the true reward is read from transitions and is no function of (s, a) here: this part evaluates r_x elsewhere; use 'critic' for sensitivities, and solvers.SAC or DiscreteSAC"
-        )

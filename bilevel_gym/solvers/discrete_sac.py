@@ -51,8 +51,10 @@ class DiscreteSAC(OffPolicySolver):
         return Setting(world.discount, problem.regularizer.temperature, network, network, entropy)
 
     def _replay(self, problem: Any) -> Replay | FrameReplay:
-        shape, device = problem.world.observation_shape, problem.reward.device
-        return Replay(shape[0], None, self.capacity, device) if len(shape) == 1 else FrameReplay(shape[1:], shape[0], self.capacity, device)
+        shape, device, terms = problem.world.observation_shape, problem.reward.device, len(getattr(problem.world, "terms", ()))
+        if len(shape) == 1:
+            return Replay(shape[0], None, self.capacity, device, terms=terms)
+        return FrameReplay(shape[1:], shape[0], self.capacity, device)
 
     def _learner(self, setting: Setting, networks: ActorCritic, updates: int) -> DiscreteLearner:
         return DiscreteLearner(networks, setting, self._rates(), batch_size=self.batch_size, updates=updates)

@@ -260,7 +260,8 @@ def _collect(state: OffPolicyState, policy: Any, generator: torch.Generator) -> 
     observations = state.simulation.observations
     actions = policy.sample(observations, generator)
     moved = state.simulation.step(actions)
-    state.replay.add(observations, actions, moved.following, moved.terminated, moved.rewards)
+    terms = () if moved.terms is None else (moved.terms,)
+    state.replay.add(observations, actions, moved.following, moved.terminated, moved.rewards, *terms)
 
 
 def _gap(learner: Learner[Any, Any], batch: Any) -> Tensor:

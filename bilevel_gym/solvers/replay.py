@@ -27,6 +27,8 @@ class Batch(NamedTuple):
     """[n] 1 where s' is an end, whose value is 0; a truncated episode has 0 here."""
     rewards: Tensor
     """[n] the true reward, which only teachers and metrics may read."""
+    terms: Tensor | None = None
+    """[n, K] its named parts, where the world reports some."""
 
 
 @torch.no_grad()
@@ -63,15 +65,17 @@ class Replay:
     capacity: int
     device: str | torch.device = "cpu"
     rows: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    """[allocated, 2·observation + action + 2] float32; those not yet written are 0."""
+    """[allocated, 2·observation + action + 2 + K] float32; those not yet written are 0."""
     written: int = 0
     """Transitions ever added."""
+    terms: int = 0
+    """K, named parts of the true reward."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise InvalidProblem(f"the capacity of a replay is {self.capacity}: it must be positive")
         if self.rows.ndim != 2:
-            width = 2 * self.observation_size + self._columns + 2
+            width = 2 * self.observation_size + self._columns + 2 + self.terms
             self.rows = torch.zeros(min(self.capacity, 4096), width, device=self.device)
 
     def __len__(self) -> int:
@@ -93,7 +97,9 @@ class Replay:
         """Of an action in a row; a number of up to 2²⁴ actions is exact in float32."""
         return 1 if self.action_size is None else self.action_size
 
-    def add(self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor) -> None:
+    def add(
+        self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor, terms: Tensor | None = None
+    ) -> None:
         """Append N transitions, the oldest making room.
 
         Args:
@@ -102,6 +108,7 @@ class Replay:
             following: [N, observation], the last observation where the episode ended.
             terminated: [N], true where ``following`` is an end (not where it was only truncated).
             rewards: [N], true rewards.
+            terms: [N, K] their named parts, where the replay keeps some.
         """
         columns = (
             states,
@@ -109,6 +116,7 @@ class Replay:
             following,
             terminated[:, None].to(states.dtype),
             rewards[:, None],
+            *(() if terms is None else (terms,)),
         )
         count, kept = len(states), min(len(states), self.capacity)
         self._reserve(min(self.capacity, self.written + count))
@@ -136,13 +144,14 @@ class Replay:
     def at(self, index: Tensor) -> Batch:
         """The transitions in given rows: [n] → fields [n, ...]."""
         rows = self.rows.index_select(0, index)
-        states, actions, following, ends = rows.split([self.observation_size, self._columns, self.observation_size, 2], -1)
-        return Batch(states, actions[:, 0].long() if self.action_size is None else actions, following, ends[:, 0], ends[:, 1])
+        states, actions, following, ends = rows.split([self.observation_size, self._columns, self.observation_size, 2 + self.terms], -1)
+        terms = ends[:, 2:] if self.terms else None
+        return Batch(states, actions[:, 0].long() if self.action_size is None else actions, following, ends[:, 0], ends[:, 1], terms)
 
     def copy(self) -> Replay:
         """Another replay with the same transitions, with no unused rows."""
         rows = self.rows[: max(1, len(self))].clone()
-        return Replay(self.observation_size, self.action_size, self.capacity, self.device, rows, self.written)
+        return Replay(self.observation_size, self.action_size, self.capacity, self.device, rows, self.written, self.terms)
 
     def _reserve(self, rows: int) -> None:
         allocated = len(self.rows)

@@ -43,7 +43,8 @@ class SAC(OffPolicySolver):
         return Setting(world.discount, problem.regularizer.temperature, actor, critic, entropy)
 
     def _replay(self, problem: Any) -> Replay:
-        return Replay(problem.world.observation_size, problem.world.action_size, self.capacity, problem.reward.device)
+        world, terms = problem.world, len(getattr(problem.world, "terms", ()))
+        return Replay(world.observation_size, world.action_size, self.capacity, problem.reward.device, terms=terms)
 
     def _learner(self, setting: Setting, networks: ActorCritic, updates: int) -> GaussianLearner:
         return GaussianLearner(networks, setting, self._rates(), batch_size=self.batch_size, updates=updates)

@@ -51,6 +51,8 @@ class Trajectory:
     """[N] which follower played, on worlds with contexts."""
     seeds: Tensor | None = None
     """[N] int64 what each episode was reset with, on simulators: with the actions it says all that happened."""
+    terms: Tensor | None = None
+    """[N, T, K] the named parts of the true reward that the world reports, 0 past the episode's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class Fragments:
     """[M] the observation, such as the label y of a comparison: 1 where the first is preferred, ½ for a tie; NaN where it was skipped."""
     rewards: Tensor | None = None
     """[M, I, H] the true reward, which only teachers and metrics may read; 0 past the episode's end."""
+    terms: Tensor | None = None
+    """[M, I, H, K] the named parts of it that the world reports."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,11 @@ class Played(Protocol):
         """[...] the true reward, which only teachers, metrics and such a reward model may read."""
         ...
 
+    @property
+    def terms(self) -> Tensor | None:
+        """[..., K] the named parts of it that the world reports."""
+        ...
+
 
 @runtime_checkable
 class TransitionReward(Protocol):

@@ -33,14 +33,15 @@ class Copies:
     Args:
         envs: one for each continuation.
         places: [n] where they are.
+        terms: K names of numbers in each step's ``info``.
     """
 
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]], places: Places) -> None:
-        self.envs = envs
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], places: Places, terms: Sequence[str] = ()) -> None:
+        self.envs, self.terms = envs, terms
         for env, moment in zip(envs, moments(envs[0], places), strict=True):
             _go_to(env, moment)
 
-    def step(self, rows: Tensor, actions: Tensor, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, rows: Tensor, actions: Tensor, observations: Tensor) -> tuple[Tensor, ...]:
         """Play one action in each of some copies.
 
         Args:
@@ -49,19 +50,21 @@ class Copies:
             observations: [n, *observation], what is seen in the others.
 
         Returns:
-            observations [n, *observation], rewards [n], 0 in the others, and whether an end was reached [n]. A time limit is none: the
-            follower's problem has no horizon.
+            observations [n, *observation], whether an end was reached [n], rewards [n], 0 in the others, and terms [n, K] likewise where
+            there are names. A time limit is no end: the follower's problem has no horizon.
         """
         following, rewards = observations.clone(), torch.zeros(len(actions), device=actions.device)
         ended = torch.zeros(len(actions), dtype=torch.bool, device=actions.device)
+        terms = torch.zeros(len(actions), len(self.terms), device=actions.device)
         played = actions.cpu().numpy()
         results = [self.envs[row].step(played[row]) for row in rows.tolist()]
         if results:
-            seen, earned, terminated, *_ = zip(*results, strict=True)
+            seen, earned, terminated, _, infos = zip(*results, strict=True)
             following[rows] = as_observations(np.stack(seen), actions.device)
             rewards[rows] = torch.tensor(earned, dtype=rewards.dtype, device=rewards.device)
             ended[rows] = torch.tensor(terminated, device=ended.device)
-        return following, rewards, ended
+            terms[rows] = torch.tensor([[float(info[name]) for name in self.terms] for info in infos], device=terms.device)
+        return (following, ended, rewards, terms) if self.terms else (following, ended, rewards)
 
 
 def moments(env: gym.Env[Any, Any], places: Places) -> list[Any]:

@@ -15,7 +15,13 @@ __all__ = ["mujoco_world"]
 
 
 def mujoco_world(
-    env_id: str, *, horizon: int = 1000, discount: float = 0.99, device: str | torch.device = "cpu", **env_kwargs: Any
+    env_id: str,
+    *,
+    horizon: int = 1000,
+    discount: float = 0.99,
+    terms: tuple[str, ...] = (),
+    device: str | torch.device = "cpu",
+    **env_kwargs: Any,
 ) -> VectorWorld:
     """A MuJoCo task, such as ``mujoco_world("Hopper-v5")``, in which falling does not end the episode.
 
@@ -23,6 +29,7 @@ def mujoco_world(
         env_id: a registered id of Gymnasium's MuJoCo family.
         horizon: steps of an episode.
         discount: γ in [0, 1).
+        terms: names of the parts of the reward that are kept apart, such as ``("reward_forward", "reward_ctrl")``.
         device: where the tensors go; the simulator itself is on the CPU.
         **env_kwargs: arguments of the environment, such as ``ctrl_cost_weight=0.0``.
 
@@ -32,7 +39,7 @@ def mujoco_world(
     """
     _quiet(require("mujoco", "mujoco"))
     require("imageio", "mujoco")  # Gymnasium imports it with every MuJoCo task, even where nothing is rendered
-    return VectorWorld(env_id, discount, horizon=horizon, env_kwargs=env_kwargs, device=device)
+    return VectorWorld(env_id, discount, horizon=horizon, terms=terms, env_kwargs=env_kwargs, device=device)
 
 
 def _quiet(mujoco: ModuleType) -> None:

@@ -33,6 +33,7 @@ class SimulatedWorld:
     horizon: int
     device: str | torch.device
     observation_shape: tuple[int, ...]
+    terms: tuple[str, ...] = ()
     _name: str
     _actions: BoxActions | Choices
     _pool: dict[int, VectorEnv]
@@ -46,7 +47,9 @@ class SimulatedWorld:
             seed: of the resets; the same seed and actions give the same episodes.
             render_mode: how ``simulation.env.render()`` draws the copies, which then are stepped in turn; None does not draw.
         """
-        simulation = Simulation(self._drawn(num_envs, render_mode) if render_mode else self._vector(num_envs), torch.device(self.device))
+        simulation = Simulation(
+            self._drawn(num_envs, render_mode) if render_mode else self._vector(num_envs), torch.device(self.device), self.terms
+        )
         simulation.reset(seed)
         return simulation
 
@@ -64,28 +67,30 @@ class SimulatedWorld:
 
         Returns:
             states [N, T, *observation] (pixels as ``FrameStacks``), actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T]
-            (0 where not alive; states and actions stand still there), seeds [N]. Cost: N·T environment steps, and T calls of the policy.
+            (0 where not alive; states and actions stand still there), seeds [N], terms [N, T, K] where there are names. Cost: N·T environment steps, and T calls of the policy.
         """
         if trajectories not in self._pool:
             self._pool[trajectories] = self._vector(trajectories)
-        simulation = Simulation(self._pool[trajectories], torch.device(self.device))
+        simulation = Simulation(self._pool[trajectories], torch.device(self.device), self.terms)
         first = state = simulation.reset(draw_seed(generator))
         alive, seen = torch.ones(trajectories, dtype=torch.bool, device=simulation.device), []
         with torch.no_grad():
             for _ in range(steps):
                 action = policy.sample(state, generator)
                 moved = simulation.step(action)
-                seen.append((self._kept(state), action, alive, moved.rewards * alive))
+                said = () if moved.terms is None else (moved.terms * alive[:, None],)
+                seen.append((self._kept(state), action, alive, moved.rewards * alive, *said))
                 alive = alive & ~(moved.terminated | moved.truncated)
                 state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
                 if not bool(alive.any()):
                     break
         states, *columns = zip(*seen, strict=True)
-        actions, living, rewards = (lengthen(column, steps) for column in columns)
+        actions, living, rewards, *terms = (lengthen(column, steps) for column in columns)
         living[:, len(seen) :] = False
-        rewards[:, len(seen) :] = 0.0
+        for table in (rewards, *terms):
+            table[:, len(seen) :] = 0.0
         seeds = torch.tensor(simulation.seeds, device=simulation.device)
-        return Trajectory(self._table(first, states, steps), actions, living, rewards, seeds=seeds)
+        return Trajectory(self._table(first, states, steps), actions, living, rewards, seeds=seeds, terms=terms[0] if terms else None)
 
     def branch(self, policy: Policy, places: Places, *, steps: Tensor, generator: torch.Generator, given: bool = False) -> Trajectory:
         """Play ``policy`` on from steps of trajectories of this world (see ``types.Branching``).
@@ -101,7 +106,7 @@ class SimulatedWorld:
         """
         while len(self._singles) < len(steps):
             self._singles.append(self._make())
-        copies = Copies(self._singles[: len(steps)], places)
+        copies = Copies(self._singles[: len(steps)], places, self.terms)
         first = state = to_stacks(places.states)
         action, steps, seen = places.actions, steps.to(first.device), []
         ended = torch.zeros_like(steps, dtype=torch.bool)
@@ -113,11 +118,12 @@ class SimulatedWorld:
                     action = action.clone()
                     action[on] = drawn
                 alive = on & ~ended
-                following, rewards, ends = copies.step(alive.nonzero().squeeze(-1), action, state)
-                seen.append((self._kept(state), action, alive, rewards))
+                following, ends, *said = copies.step(alive.nonzero().squeeze(-1), action, state)
+                seen.append((self._kept(state), action, alive, *said))
                 state, ended = following, ended | ends
         states, *columns = zip(*seen, strict=True)
-        return Trajectory(self._table(first, states, len(seen)), *(torch.stack(column, 1) for column in columns))
+        actions, living, rewards, *terms = (torch.stack(column, 1) for column in columns)
+        return Trajectory(self._table(first, states, len(seen)), actions, living, rewards, terms=terms[0] if terms else None)
 
     def quadrature(self, policy: Any, states: Any, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Actions and weights whose weighted sum is a mean over π: all A actions, or ``count`` draws of equal weight from a box.

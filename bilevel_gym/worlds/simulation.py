@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+
+from bilevel_gym.errors import InvalidProblem
 
 __all__ = ["Simulation", "Transition", "VectorEnv", "as_observations"]
 
@@ -25,6 +28,8 @@ class Transition(NamedTuple):
     """[N] bool: s' is an end, so its value is 0."""
     truncated: Tensor
     """[N] bool: the horizon was reached; s' has a value, and a learner must bootstrap from it."""
+    terms: Tensor | None = None
+    """[N, K] the named parts of the true reward, where some were asked for."""
 
 
 class Simulation:
@@ -33,10 +38,12 @@ class Simulation:
     Args:
         env: with ``autoreset_mode=AutoresetMode.SAME_STEP``.
         device: where the tensors go.
+        terms: K names of numbers that each step's ``info`` has, such as MuJoCo's ``"reward_forward"``.
     """
 
-    def __init__(self, env: VectorEnv, device: torch.device) -> None:
+    def __init__(self, env: VectorEnv, device: torch.device, terms: Sequence[str] = ()) -> None:
         self.env = env
+        self.terms = tuple(terms)
         self.device = device
         self.seeds: list[int] = []
         """[N] what the last ``reset`` gave to each copy."""
@@ -73,6 +80,9 @@ class Simulation:
 
         Returns:
             what came of it; ``observations`` has moved on to what follows.
+
+        Raises:
+            InvalidProblem: ``info`` lacks one of the terms.
         """
         self._observations = None  # an exception in here leaves some copies a step ahead: no action may follow then
         observations, rewards, terminated, truncated, info = self.env.step(actions.detach().cpu().numpy())
@@ -82,12 +92,29 @@ class Simulation:
             ended = np.flatnonzero(info["_final_obs"])
             following[ended] = as_observations(np.stack(info["final_obs"][ended]), self.device)
         return Transition(
-            following, self._tensor(rewards, torch.float32), self._tensor(terminated, torch.bool), self._tensor(truncated, torch.bool)
+            following,
+            self._tensor(rewards, torch.float32),
+            self._tensor(terminated, torch.bool),
+            self._tensor(truncated, torch.bool),
+            self._tensor(self._reported(info), torch.float32) if self.terms else None,
         )
 
     def close(self) -> None:
         """Close every copy."""
         self.env.close()
+
+    def _reported(self, info: dict[str, Any]) -> np.ndarray:
+        """The terms of the step: [N, K]. Those of an episode that has just ended are in ``final_info``."""
+        table = np.full((self.env.num_envs, len(self.terms)), np.nan)
+        for said in (info, info.get("final_info", {})):
+            for column, name in enumerate(self.terms):
+                if name in said:
+                    here = said[f"_{name}"]
+                    table[here, column] = np.asarray(said[name], dtype=np.float64)[here]
+        if np.isnan(table).any():
+            known = sorted(name for name in info if not name.startswith("_"))
+            raise InvalidProblem(f"the steps do not report all of {list(self.terms)} as numbers: what they report is {known}")
+        return table
 
     def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(values).to(self.device, dtype, copy=True)

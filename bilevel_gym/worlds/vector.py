@@ -37,6 +37,8 @@ class VectorWorld(SimulatedWorld):
         discount: γ in [0, 1).
         horizon: steps of an episode.
         endless: whether an end before the horizon is hidden (see ``Endless``).
+        terms: names of numbers that each step's ``info`` has, such as ``"reward_forward"``: trajectories and replay keep them for
+            ``rewards.RewardTerms``.
         env_kwargs: more arguments of ``gymnasium.make``; these win over ``terminate_when_unhealthy=False``.
         vectorization: ``"sync"`` steps the copies in turn, ``"async"`` each in a process of its own, for slow simulators.
         device: where the tensors go.
@@ -51,6 +53,7 @@ class VectorWorld(SimulatedWorld):
     _: KW_ONLY
     horizon: int
     endless: bool = False
+    terms: tuple[str, ...] = ()
     env_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     vectorization: Literal["sync", "async"] = "sync"
     device: str | torch.device = "cpu"
@@ -104,7 +107,8 @@ class Endless(gym.Wrapper[Any, Any, Any, Any]):
         """Play on, through an end if there is one."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
-            observation, info = self.env.reset()
+            observation, begun = self.env.reset()
+            info = {**info, **begun}
         return observation, reward, False, False, info
 
 

@@ -7,6 +7,7 @@
     ├── UnknownName           (KeyError)     an id, agent, preset or method that does not exist
     ├── MissingExtra          (ImportError)  an optional dependency that is not installed
     ├── OutputExists          (FileExistsError)  a run folder that would have been overwritten
+    ├── CannotRender          (RuntimeError) a picture that this machine cannot draw
     └── CheckpointError       (RuntimeError) a checkpoint that cannot be read here
 
 Each message says what was wrong and what to do about it; each class also derives from the built-in
@@ -20,6 +21,7 @@ from types import ModuleType
 
 __all__ = [
     "BilevelError",
+    "CannotRender",
     "CheckpointError",
     "InvalidAction",
     "InvalidProblem",
@@ -64,6 +66,10 @@ class MissingExtra(BilevelError, ImportError):
 
 class OutputExists(BilevelError, FileExistsError):
     """A folder that already holds a run; nothing was written to it."""
+
+
+class CannotRender(BilevelError, RuntimeError):
+    """A picture of a simulator that cannot be drawn here; the message holds the cure."""
 
 
 class CheckpointError(BilevelError, RuntimeError):

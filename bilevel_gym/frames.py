@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["FrameStacks", "concatenate_states", "to_stacks"]
+__all__ = ["FrameStacks", "coarse", "concatenate_states", "to_stacks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,3 +139,27 @@ def to_stacks(states: Any) -> Tensor:
     """States as a network takes them: a tensor as it is, the pixels of ``FrameStacks``."""
     pixels: Tensor = states.stacks() if isinstance(states, FrameStacks) else states
     return pixels
+
+
+def coarse(states: Any, cells: int = 6) -> Tensor:
+    """Stacks as a few numbers: the newest picture in cells, and what has changed in each since the oldest one, in units of white.
+
+    Args:
+        states: [..., stack, height, width] uint8, or ``FrameStacks``, each picture of which is looked at once.
+        cells: in a row and in a column.
+
+    Returns:
+        [..., 2·cells²] float32.
+    """
+    if isinstance(states, FrameStacks):
+        seen = torch.cat([_in_cells(part, cells) for block in states.blocks for part in block.split(4096)])
+        first, last = seen[states.index[..., 0]], seen[states.index[..., -1]]
+    else:
+        first, last = (_in_cells(states[..., place, :, :], cells) for place in (0, -1))
+    return torch.cat([last, last - first], -1)
+
+
+def _in_cells(pictures: Tensor, cells: int) -> Tensor:
+    """The mean brightness of cells: [..., height, width] → [..., cells²]."""
+    flat = pictures.flatten(0, -3).unsqueeze(1).to(torch.float32) / 255.0
+    return functional.adaptive_avg_pool2d(flat, cells).view(*pictures.shape[:-2], cells * cells)

@@ -22,6 +22,8 @@ class Entry(NamedTuple):
     """Arguments of the entry point, JSON."""
     agents: tuple[str, ...] = ()
     """The named agents that run on it, the first of them the default."""
+    simulated: bool = False
+    """Whether the follower plays in a simulator; such an id takes ``preset="tiny"``."""
     batched: bool = False
     """Whether ``gym.make_vec`` solves many of them as one batch; the module then has ``<function>_vector`` too."""
 
@@ -29,7 +31,33 @@ class Entry(NamedTuple):
 _BLACK_BOX = ("zero_order", "random_search", "cma_es")
 _TABULAR_AGENTS = ("m_sobirl", "exact", "pbrl", "parl", *_BLACK_BOX)
 _STEEP_AGENTS = ("exact", "m_sobirl", "pbrl", "parl", *_BLACK_BOX)
+_PIXEL_AGENTS = ("sobirl", "drlhf", "random_search")
 _PREFERENCE_AGENTS = ("sobirl", "hpgd", "drlhf", "random_search", "cma_es")
+
+
+def _preference(env_id: str, summary: str, **kwargs: Any) -> Entry:
+    """A preference task on flat observations."""
+    return Entry(
+        "bilevel_gym.envs.preference:gym_preference",
+        50,
+        f"reward from preferences, {env_id}, {summary}",
+        {"env_id": env_id, **kwargs},
+        _PREFERENCE_AGENTS,
+        simulated=True,
+    )
+
+
+def _atari(game: str, summary: str) -> Entry:
+    """A preference task on pixels."""
+    return Entry(
+        "bilevel_gym.envs.atari_preference:atari_preference",
+        400,
+        f"reward from preferences, {game}, {summary}",
+        {"game": game},
+        _PIXEL_AGENTS,
+        simulated=True,
+    )
+
 
 CATALOGUE: dict[str, Entry] = {
     "bilevel/RandomMDP-v0": Entry(
@@ -132,27 +160,27 @@ CATALOGUE: dict[str, Entry] = {
         "payments to two herders who learn independently to share a pasture; a game of several followers, exact",
         agents=_BLACK_BOX,
     ),
-    "bilevel/PendulumPreference-v0": Entry(
-        "bilevel_gym.envs.preference:gym_preference",
-        50,
-        "reward from preferences, Pendulum-v1, SAC follower",
-        {"env_id": "Pendulum-v1"},
-        _PREFERENCE_AGENTS,
+    "bilevel/CartPolePreference-v0": _preference(
+        "CartPole-v1", "discrete SAC follower, −1 for each fall", env_kwargs={"sutton_barto_reward": True}
     ),
-    "bilevel/HopperPreference-v0": Entry(
-        "bilevel_gym.envs.preference:gym_preference",
-        50,
-        "reward from preferences, MuJoCo Hopper-v5, SAC follower",
-        {"env_id": "Hopper-v5"},
-        _PREFERENCE_AGENTS,
-    ),
-    "bilevel/HalfCheetahPreference-v0": Entry(
-        "bilevel_gym.envs.preference:gym_preference",
-        50,
-        "reward from preferences, MuJoCo HalfCheetah-v5, SAC follower",
-        {"env_id": "HalfCheetah-v5"},
-        _PREFERENCE_AGENTS,
-    ),
+    "bilevel/PendulumPreference-v0": _preference("Pendulum-v1", "SAC follower"),
+    "bilevel/HopperPreference-v0": _preference("Hopper-v5", "MuJoCo, SAC follower"),
+    "bilevel/HalfCheetahPreference-v0": _preference("HalfCheetah-v5", "MuJoCo, SAC follower"),
+    "bilevel/Walker2dPreference-v0": _preference("Walker2d-v5", "MuJoCo, SAC follower"),
+    "bilevel/AntPreference-v0": _preference("Ant-v5", "MuJoCo, SAC follower"),
+    "bilevel/SwimmerPreference-v0": _preference("Swimmer-v5", "MuJoCo, SAC follower"),
+    "bilevel/ReacherPreference-v0": _preference("Reacher-v5", "MuJoCo, SAC follower"),
+    "bilevel/HumanoidPreference-v0": _preference("Humanoid-v5", "MuJoCo, SAC follower"),
+    "bilevel/MujocoPreference-v0": _preference("HalfCheetah-v5", "any MuJoCo task as env_id"),
+    "bilevel/GymPreference-v0": _preference("Acrobot-v1", "any Gymnasium task as env_id"),
+    "bilevel/BeamRiderPreference-v0": _atari("BeamRider", "Atari from pixels, discrete SAC follower"),
+    "bilevel/SeaquestPreference-v0": _atari("Seaquest", "Atari from pixels, discrete SAC follower"),
+    "bilevel/SpaceInvadersPreference-v0": _atari("SpaceInvaders", "Atari from pixels, discrete SAC follower"),
+    "bilevel/PongPreference-v0": _atari("Pong", "Atari from pixels, discrete SAC follower"),
+    "bilevel/BreakoutPreference-v0": _atari("Breakout", "Atari from pixels, discrete SAC follower"),
+    "bilevel/QbertPreference-v0": _atari("Qbert", "Atari from pixels, discrete SAC follower"),
+    "bilevel/EnduroPreference-v0": _atari("Enduro", "Atari from pixels, discrete SAC follower"),
+    "bilevel/AtariPreference-v0": _atari("Pong", "any Atari game as game"),
 }
 
 

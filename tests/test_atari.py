@@ -41,7 +41,7 @@ def test_both_paths_show_the_same_frames(sticky):
     """Without it a continuation in the branchable copy would leave from other pixels, rewards or random numbers than the trajectory had."""
     world = AtariWorld("Breakout", 0.99, horizon=420, sticky=sticky)
     actions = np.random.default_rng(0).integers(world.action_count, size=(440, 2))
-    vector = world._vector(2)
+    vector = world._vector(2, 420)
     seen = [vector.reset(seed=[7, 2**32 - 5])[0].copy()]
     paid = []
     for step in actions:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bilevel_gym.agents import Evaluator, together
-from bilevel_gym.agents.runs import RECIPES, make_agent, make_env
+from bilevel_gym.agents.runs import RECIPES
 from bilevel_gym.registration import CATALOGUE
+from tests.small import small_agent, small_env
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,10 +57,10 @@ def test_every_metric_is_in_the_glossary(name, agent):
     """A number that nobody explains must not be logged."""
     glossary = (ROOT / "docs" / "metrics.md").read_text()
     explained = {word for row in re.findall(r"^\| (`[^|]*) \|", glossary, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
-    env = make_env(name, {"preset": "tiny"} if "env_id" in CATALOGUE[name].kwargs else {})
+    env = small_env(name)
     env.reset(seed=0)
     seen: set[str] = set()
-    make_agent(agent, env).learn(1, together(Evaluator(1, episodes=1), lambda _, metrics: seen.update(metrics)))
+    small_agent(agent, name, env).learn(1, together(Evaluator(1, episodes=1), lambda _, metrics: seen.update(metrics)))
     env.close()
     assert seen <= explained
 

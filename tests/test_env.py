@@ -19,11 +19,12 @@ from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
 from bilevel_gym.testing import EXPECTED_ADVICE, check_bilevel_env
 from tests import problems
+from tests.small import small_agent
 
 
 def deep(name):
     """Whether the follower plays in a simulator."""
-    return "env_id" in CATALOGUE[name].kwargs
+    return CATALOGUE[name].simulated
 
 
 def make(name, **options):
@@ -78,7 +79,7 @@ def test_two_seeded_runs_are_identical(name):
     for _ in range(2):
         env = make(name)
         env.reset(seed=11)
-        agent = getattr(agents, CATALOGUE[name].agents[0])(env)
+        agent = small_agent(CATALOGUE[name].agents[0], name, env)
         agent.learn(3)
         runs.append((agent.x.clone(), env.unwrapped.evaluation.value.clone(), dict(env.unwrapped.evaluation.metrics)))
         torch.rand(5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bilevel_gym import checkpoint
-from bilevel_gym.frames import FrameStacks, concatenate_states, to_stacks
+from bilevel_gym.frames import FrameStacks, coarse, concatenate_states, to_stacks
 from bilevel_gym.preferences import PreferenceBuffer, concatenate, draw_places, gather, take
 from bilevel_gym.types import Fragments, Trajectory
 
@@ -126,3 +126,16 @@ def test_dropping_blocks_keeps_the_numbers_right(kept):
     assert torch.equal(part.without_unused().stacks(), part.stacks())
     assert len(part.without_unused().blocks) < 4
     assert joined.without_unused() is joined
+
+
+def test_coarse_pictures():
+    """Without it an exploratory policy, or a critic of pixels, would not see what moves."""
+    stack = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
+    stack[1, 3, :14, -14:] = 255
+    seen = coarse(stack)
+    assert seen.shape == (2, 72)
+    assert torch.equal(seen[0], torch.zeros(72))
+    assert seen[1].nonzero().flatten().tolist() == [5, 41]
+    torch.testing.assert_close(seen[1, [5, 41]], torch.ones(2))
+    shared = concatenate_states([of_pictures(torch.randint(256, (2, 5, 84, 84), dtype=torch.uint8)) for _ in range(2)])
+    torch.testing.assert_close(coarse(shared), coarse(shared.stacks()))

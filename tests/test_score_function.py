@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
+from bilevel_gym.frames import FrameStacks
 from bilevel_gym.hypergradients import Exact, GivenCritic, RidgeCritic, ScoreFunction, ScoreState
 from bilevel_gym.preferences import concatenate, take
 from bilevel_gym.solvers import SoftPolicyIteration
@@ -268,6 +270,27 @@ def test_ridge_critic_finds_a_signal_and_ignores_noise():
     assert float(torch.corrcoef(torch.stack([found, torch.tanh(probe[:, 0])]))[0, 1]) > 0.95
     noise = critic.evaluate(critic.fit(None, fragments, torch.randn(tuples, generator=generator), generator), probe, still)
     assert float(noise.std()) < 0.1 < float(found.std())
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_ridge_critic_reads_choices_and_pixels(pixels):
+    """A loss that depends on which action is taken where must be recovered from numbers of actions, and from frames that are kept once."""
+    generator = torch.Generator().manual_seed(0)
+    tuples, length, world = 400, 5, SimpleNamespace(action_count=3)
+    actions = torch.randint(3, (tuples, 2, 1), generator=generator).expand(-1, -1, length)
+    place = torch.randint(2, (tuples, 2, 1), generator=generator).expand(-1, -1, length)
+    dots = torch.zeros(2, 1, 12, 12, dtype=torch.uint8)
+    dots[0, 0, :6, :6] = dots[1, 0, 6:, 6:] = 255
+    table = FrameStacks((dots.flatten(0, 1),), torch.tensor([[0] * 4, [1] * 4])) if pixels else torch.eye(2)
+    better = ((actions == 1) == (place == 1)).float()
+    loss = better[..., 0].sum(-1) + 0.1 * torch.randn(tuples, generator=generator)
+    fragments = Fragments(table[place], actions, torch.ones_like(actions, dtype=torch.bool), torch.zeros(tuples))
+    critic = RidgeCritic()
+    fitted = critic.fit(SimpleNamespace(world=world), fragments, loss, generator)
+    cells = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    found = critic.evaluate(fitted, table[cells[:, 0]], cells[:, 1])
+    truth = ((cells[:, 1] == 1) == (cells[:, 0] == 1)).float()
+    assert float((found - found.mean() - truth + truth.mean()).abs().max()) < 0.2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import pickle
 import sys
 from typing import Any
@@ -11,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_gym.errors import InvalidProblem, MissingExtra
+from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra
 from bilevel_gym.types import Policy, World
-from bilevel_gym.worlds import SoftmaxPolicy, UniformPolicy, VectorWorld, mujoco_world
-from bilevel_gym.worlds.policies import features
+from bilevel_gym.worlds import UniformPolicy, VectorWorld, mujoco_world
 
 
 class Walk(gym.Env[np.ndarray, np.ndarray]):
@@ -335,18 +335,6 @@ def test_policies_of_finitely_many_actions() -> None:
     assert torch.equal(policy.mean(observations), policy.probabilities(observations).argmax(-1))
 
 
-def test_coarse_pictures() -> None:
-    """Without it an exploratory policy on pixels would not see what moves."""
-    stack = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
-    stack[1, 3, :14, -14:] = 255
-    seen = features(stack)
-    assert seen.shape == (2, 72)
-    assert torch.equal(seen[0], torch.zeros(72))
-    assert seen[1].nonzero().flatten().tolist() == [5, 41]
-    torch.testing.assert_close(seen[1, [5, 41]], torch.ones(2))
-    assert SoftmaxPolicy.random((4, 84, 84), 18, seeded(0)).sample(stack, seeded(1)).shape == (2,)
-
-
 def test_mujoco_episodes_have_a_fixed_length() -> None:
     """Without it a fall would end the episode, and its length would tell the follower about the true reward."""
     pytest.importorskip("mujoco")
@@ -359,6 +347,23 @@ def test_mujoco_episodes_have_a_fixed_length() -> None:
     again = mujoco_world("Hopper-v5", horizon=150).rollout(policy, trajectories=2, steps=150, generator=seeded(14))
     assert torch.equal(found.states, again.states)
     assert "terminate_when_unhealthy" not in dict(mujoco_world("HalfCheetah-v5", horizon=5).env_kwargs)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Gymnasium's half-made viewer
+def test_mujoco_is_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a server would show nothing, or a traceback out of OpenGL instead of the variable that has to be set."""
+    pytest.importorskip("mujoco")
+    world = mujoco_world("Hopper-v5", horizon=20)
+    monkeypatch.setenv("MUJOCO_GL", "paper")
+    with pytest.raises(CannotRender, match=r"Hopper-v5 cannot be drawn here .*MUJOCO_GL=egl.*libegl1"):
+        world.picture(world.uniform())
+    if ctypes.util.find_library("EGL") is None:
+        pytest.skip("libEGL is not installed: apt-get install libegl1")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    picture = world.picture(world.uniform())
+    assert picture.dtype == np.uint8
+    assert picture.shape == (480, 480, 3)
+    assert picture.std() > 10
 
 
 def test_missing_mujoco_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The outer environment, and the catalogue of registered problems."""
 
 from bilevel_gym.envs.apprenticeship import apprenticeship, reward_null_space
+from bilevel_gym.envs.atari_preference import atari_preference
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.contract_design import ContractTree, contract_design, draw_contract_tree
 from bilevel_gym.envs.data_hyper_cleaning import data_hyper_cleaning, draw_data_hyper_cleaning
@@ -8,7 +9,8 @@ from bilevel_gym.envs.four_rooms import four_rooms_incentive
 from bilevel_gym.envs.members import Member, VectorOracle
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.policy_teaching import policy_teaching
-from bilevel_gym.envs.preference import PRESETS, Preset, gym_preference
+from bilevel_gym.envs.preference import gym_preference
+from bilevel_gym.envs.preference_presets import FLAT, PIXELS, Preset
 from bilevel_gym.envs.quadratic_bilevel import draw_quadratic_bilevel, quadratic_bilevel
 from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
 from bilevel_gym.envs.rendering import grid_picture, policy_picture
@@ -22,7 +24,8 @@ from bilevel_gym.envs.tax_design import Households, tax_design
 from bilevel_gym.envs.vector_env import BilevelVectorEnv
 
 __all__ = [
-    "PRESETS",
+    "FLAT",
+    "PIXELS",
     "BilevelEnv",
     "BilevelVectorEnv",
     "ContractTree",
@@ -34,6 +37,7 @@ __all__ = [
     "ProblemOracle",
     "VectorOracle",
     "apprenticeship",
+    "atari_preference",
     "contract_design",
     "data_hyper_cleaning",
     "draw_contract_tree",

@@ -1,83 +1,28 @@
-"""``bilevel/{Pendulum,Hopper,HalfCheetah}Preference-v0``: learn a reward from comparisons, the follower is a soft actor-critic."""
+"""``bilevel/{CartPole,Pendulum,Hopper,…}Preference-v0``: learn a reward from comparisons, the follower is a soft actor-critic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium as gym
+
 from bilevel_gym.envs.bilevel_env import BilevelEnv
-from bilevel_gym.errors import UnknownName
-from bilevel_gym.objectives import PreferenceObjective
+from bilevel_gym.envs.preference_presets import FLAT, choose, pose
 from bilevel_gym.preferences import Teacher
-from bilevel_gym.problem import BilevelProblem
-from bilevel_gym.regularizers import Shannon
-from bilevel_gym.rewards import MLPReward
-from bilevel_gym.solvers import SAC
+from bilevel_gym.rewards import network_for
 from bilevel_gym.types import LowerSolver
 from bilevel_gym.worlds import VectorWorld, mujoco_world
 
-__all__ = ["PRESETS", "Preset", "gym_preference"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Sizes of a preference task."""
-
-    horizon: int
-    """Steps of an episode."""
-    temperature: float
-    """τ, in units of r_x, which lies in [−1, 1]."""
-    reward_hidden: tuple[int, ...]
-    """Hidden layers of r_x."""
-    solver: SAC
-    """The follower."""
-    objective: PreferenceObjective
-    """The upper level."""
-
-
-PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        horizon=1000,
-        temperature=0.05,
-        reward_hidden=(64, 64),
-        solver=SAC(steps=4000, learning_starts=2000),
-        objective=PreferenceObjective(
-            length=50, pairs=16, initial_pairs=64, capacity=3000, cut="anywhere", trajectories=4, steps=1000, held_out_pairs=256
-        ),
-    ),
-    "demo": Preset(
-        horizon=250,
-        temperature=0.05,
-        reward_hidden=(64, 64),
-        solver=SAC(
-            steps=2000,
-            num_envs=2,
-            update_every=2,
-            updates_per_step=0.5,
-            learning_starts=2000,
-            batch_size=128,
-            hidden=(128, 128),
-            learning_rate=1e-3,
-        ),
-        objective=PreferenceObjective(
-            length=25, pairs=16, initial_pairs=64, capacity=3000, cut="anywhere", trajectories=8, steps=250, held_out_pairs=256
-        ),
-    ),
-    "tiny": Preset(
-        horizon=50,
-        temperature=0.1,
-        reward_hidden=(8, 8),
-        solver=SAC(steps=50, learning_starts=20, batch_size=16, hidden=(8, 8), capacity=1000),
-        objective=PreferenceObjective(length=10, pairs=4, capacity=100, cut="anywhere", trajectories=4, steps=50, held_out_pairs=8),
-    ),
-}
+__all__ = ["gym_preference"]
 
 
 def gym_preference(
     *,
     env_id: str,
     preset: str = "default",
+    horizon: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     discount: float = 0.99,
     temperature: float | None = None,
     rationality: float = 1.0,
@@ -86,16 +31,18 @@ def gym_preference(
     device: str = "cpu",
     render_mode: str | None = None,
 ) -> BilevelEnv:
-    """Reward learning from preferences on a Gymnasium task with continuous actions.
+    """Reward learning from preferences on a Gymnasium task.
 
     Description:
         The leader never sees the true reward. It shows a teacher pairs of fragments of what the follower does, and learns from the
-        answers. The follower maximises r_x plus entropy. Episodes have a fixed length, and MuJoCo tasks do not end at a fall, so that
-        the length of an episode tells nothing about the reward.
+        answers. The follower maximises r_x plus entropy. Episodes have a fixed length: MuJoCo tasks do not end at a fall, and where a
+        task ends all the same it starts anew in the same step, which the follower is not told (``worlds.Endless``). So the length of
+        an episode tells nothing about the reward. CartPole, whose reward is its length, is paid −1 for each fall instead.
     x:
-        The flat parameter vector of a perceptron on (s, a), in the box [−10, 10]^D; r_x = tanh(·) lies in [−1, 1].
+        The flat parameter vector of a perceptron in the box [−10, 10]^D, on (s, a) where actions are a box, on s with an output for
+        each action where they are finitely many; r_x = tanh(·) lies in [−1, 1].
     Lower level:
-        ``solvers.SAC`` at a fixed temperature; a step continues it for some thousand environment steps under r_x.
+        ``solvers.SAC`` or ``solvers.DiscreteSAC`` at a fixed temperature; a step continues it for some thousand environment steps.
     Upper objective:
         E over pairs of fragments of π of the cross-entropy of the teacher's labels. The teacher is Bradley–Terry on the true reward.
     Observation:
@@ -103,12 +50,15 @@ def gym_preference(
     Reward:
         −(mean cross-entropy of this step's fresh pairs), measured before anything has trained on them.
     Reference value:
-        log 2 = .693 for a reward that knows nothing. Known returns of SAC on the true reward: HalfCheetah 9.6k–12.1k, Hopper 2.3k–3.5k
-        after a million steps of 1000-step episodes.
+        log 2 = .693 for a reward that knows nothing. Known returns of SAC on the true reward, after a million steps of 1000-step episodes:
+        HalfCheetah 9.6k–12.1k, Hopper 2.3k–3.5k, Walker2d 3.6k–5.0k, Ant 3.7k–5.9k.
 
     Args:
-        env_id: a Gymnasium id with flat observations and bounded continuous actions.
+        env_id: a Gymnasium id with flat observations, or numbers, dictionaries and tuples of them, and actions in a bounded box or
+            finitely many.
         preset: ``"default"``; ``"demo"`` (minutes on a laptop); ``"tiny"`` (seconds, learns nothing: for checks).
+        horizon: steps of an episode; None takes the task's own time limit, or the preset's where that is shorter.
+        env_kwargs: arguments of the task.
         discount: γ of the follower.
         temperature: τ; None takes the preset's.
         rationality: β of the teacher, per unit of true reward.
@@ -120,19 +70,19 @@ def gym_preference(
     Raises:
         UnknownName: there is no such preset.
         MissingExtra: the simulator is not installed.
+        InvalidProblem: observations or actions are of a kind that no network or solver takes, or episodes shorter than fragments.
 
     Version history:
         v0: the first.
     """
-    if preset not in PRESETS:
-        raise UnknownName("preset", preset, list(PRESETS))
-    sizes = PRESETS[preset]
-    options: dict[str, Any] = {"horizon": sizes.horizon, "discount": discount, "device": device}
-    world = VectorWorld(env_id, **options) if env_id.startswith("Pendulum") else mujoco_world(env_id, **options)
-    problem = BilevelProblem(
-        world,
-        MLPReward.for_world(world, hidden=sizes.reward_hidden),
-        Shannon(sizes.temperature if temperature is None else temperature),
-        replace(sizes.objective, teacher=Teacher(rationality, **(teacher or {}))),
-    )
-    return BilevelEnv(problem, sizes.solver if solver is None else solver, solve_on_reset=False, render_mode=render_mode)
+    spec = gym.spec(env_id)
+    sizes = choose(FLAT, preset, horizon, spec.max_episode_steps)
+    make = mujoco_world if "envs.mujoco" in str(spec.entry_point) else _world
+    world = make(env_id, discount=discount, horizon=sizes.horizon, endless=True, device=device, **(env_kwargs or {}))
+    reward = network_for(world, hidden=sizes.reward_hidden)
+    judge = Teacher(rationality, **(teacher or {}))
+    return pose(world, reward, sizes, temperature=temperature, teacher=judge, solver=solver, render_mode=render_mode)
+
+
+def _world(env_id: str, *, discount: float, horizon: int, endless: bool, device: str, **env_kwargs: Any) -> VectorWorld:
+    return VectorWorld(env_id, discount, horizon=horizon, endless=endless, env_kwargs=env_kwargs, device=device)

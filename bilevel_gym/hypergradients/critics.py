@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.frames import coarse
 from bilevel_gym.types import Fragments, Problem
 
 __all__ = ["Critic", "GivenCritic", "RidgeCritic", "TableCritic"]
@@ -86,6 +88,7 @@ class TableCritic:
 
 @dataclass(frozen=True)
 class _Ridge:
+    choices: int | None
     centre: Tensor
     scale: Tensor
     frequencies: Tensor
@@ -95,7 +98,7 @@ class _Ridge:
 
 @dataclass(frozen=True)
 class RidgeCritic:
-    """Ridge regression on random Fourier features of the standardised (s, a): one symmetric eigendecomposition, no step size.
+    """Ridge regression on random Fourier features of the standardised (s, a), s of pixels as ``frames.coarse`` sees them: one symmetric eigendecomposition, no step size.
 
     The penalty is chosen on a fifth of the tuples, which the fit does not see: l is one number for all steps of a fragment, so steps
     are no independent data, and in-sample criteria would overfit. Where nothing is learnable the largest penalty wins and L is flat.
@@ -123,12 +126,13 @@ class RidgeCritic:
 
     def fit(self, problem: Problem, fragments: Fragments, loss: Tensor, generator: torch.Generator) -> _Ridge:
         """Fit on four fifths of the tuples for each penalty, keep the one that predicts the last fifth best, and refit on all."""
-        inputs = torch.cat([fragments.states, fragments.actions], -1)[fragments.alive]
+        choices = None if fragments.actions.is_floating_point() else problem.world.action_count
+        inputs = _inputs(choices, fragments.states, fragments.actions)[fragments.alive]
         centre, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-3)
         size, device = inputs.shape[-1], inputs.device
         frequencies = torch.randn(size, self.features, generator=generator, dtype=inputs.dtype, device=device) / size**0.5
         phases = 2 * torch.pi * torch.rand(self.features, generator=generator, dtype=inputs.dtype, device=device)
-        empty = _Ridge(centre, scale, frequencies, phases, torch.zeros(self.features, dtype=inputs.dtype, device=device))
+        empty = _Ridge(choices, centre, scale, frequencies, phases, torch.zeros(self.features, dtype=inputs.dtype, device=device))
         design = _features(empty, inputs)
         target = (loss - loss.mean())[:, None, None].expand_as(fragments.alive)[fragments.alive]
         tuples = loss.shape[0]
@@ -136,16 +140,22 @@ class RidgeCritic:
         held = judging[:, None, None].expand_as(fragments.alive)[fragments.alive]
         best = self._best(design, target, held) if tuples >= 5 else self.penalties[-1]
         weights = _solve(design, target, (best,))[0]
-        return _Ridge(centre, scale, frequencies, phases, weights)
+        return _Ridge(choices, centre, scale, frequencies, phases, weights)
 
     def evaluate(self, fitted: _Ridge, states: Tensor, actions: Tensor) -> Tensor:
-        """L at state-action pairs: [n, observation], [n, action] → [n]."""
-        return _features(fitted, torch.cat([states, actions], -1)) @ fitted.weights
+        """L at state-action pairs: [n, *observation], [n, action] or [n] → [n]."""
+        return _features(fitted, _inputs(fitted.choices, states, actions)) @ fitted.weights
 
     def _best(self, design: Tensor, target: Tensor, held: Tensor) -> float:
         weights = _solve(design[~held], target[~held], self.penalties)
         errors = (design[held] @ weights.mT - target[held, None]).square().mean(0)
         return self.penalties[int(errors.argmin())]
+
+
+def _inputs(choices: int | None, states: Any, actions: Tensor) -> Tensor:
+    """What is standardised: flat observations or coarse pictures, and actions of a box, or an indicator of one of ``choices``."""
+    seen = coarse(states) if states.dtype == torch.uint8 else states
+    return torch.cat([seen, actions if choices is None else functional.one_hot(actions, choices).to(seen.dtype)], -1)
 
 
 def _features(ridge: _Ridge, inputs: Tensor) -> Tensor:

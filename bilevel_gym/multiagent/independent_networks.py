@@ -82,10 +82,10 @@ class AgentWorld(SimulatedWorld):
             self._describe(env, agent)
         self.observation_size = space.shape[0]
 
-    def _vector(self, num_envs: int) -> VectorEnv:
+    def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         return gym.vector.SyncVectorEnv([self._make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
-    def _make(self, **options: Any) -> AgentView:
+    def _make(self, horizon: int | None = None, **options: Any) -> AgentView:
         return AgentView(self.world, self.agent, self.seats)
 
 

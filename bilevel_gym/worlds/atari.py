@@ -74,7 +74,7 @@ class AtariWorld(SimulatedWorld):
         self._set(device=torch.device(self.device))
         self._describe(self._make(), self.game)
 
-    def _vector(self, num_envs: int) -> VectorEnv:
+    def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         native = require("ale_py", "atari").AtariVectorEnv(
             rom_of(self.game).stem,
             num_envs,
@@ -88,9 +88,9 @@ class AtariWorld(SimulatedWorld):
             noop_max=self.noops,
             reward_clipping=self.clip_rewards,
         )
-        return EndlessAtari(native, self.horizon)
+        return EndlessAtari(native, horizon)
 
-    def _make(self, **options: Any) -> gym.Env[Any, Any]:
+    def _make(self, horizon: int | None = None, **options: Any) -> gym.Env[Any, Any]:
         game = AtariGame(
             self.game,
             full_action_space=self.full_action_space,
@@ -100,7 +100,7 @@ class AtariWorld(SimulatedWorld):
             clip_rewards=self.clip_rewards,
             **options,
         )
-        return gym.wrappers.TimeLimit(game, self.horizon)
+        return gym.wrappers.TimeLimit(game, horizon or self.horizon)
 
     def _kept(self, observations: Tensor) -> Tensor:
         return observations[:, -1]

@@ -20,6 +20,7 @@ def mujoco_world(
     horizon: int = 1000,
     discount: float = 0.99,
     terms: tuple[str, ...] = (),
+    endless: bool = False,
     device: str | torch.device = "cpu",
     **env_kwargs: Any,
 ) -> VectorWorld:
@@ -30,6 +31,7 @@ def mujoco_world(
         horizon: steps of an episode.
         discount: γ in [0, 1).
         terms: names of the parts of the reward that are kept apart, such as ``("reward_forward", "reward_ctrl")``.
+        endless: whether ends of another kind than a fall are hidden, too (see ``Endless``).
         device: where the tensors go; the simulator itself is on the CPU.
         **env_kwargs: arguments of the environment, such as ``ctrl_cost_weight=0.0``.
 
@@ -39,7 +41,7 @@ def mujoco_world(
     """
     _quiet(require("mujoco", "mujoco"))
     require("imageio", "mujoco")  # Gymnasium imports it with every MuJoCo task, even where nothing is rendered
-    return VectorWorld(env_id, discount, horizon=horizon, terms=terms, env_kwargs=env_kwargs, device=device)
+    return VectorWorld(env_id, discount, horizon=horizon, endless=endless, terms=terms, env_kwargs=env_kwargs, device=device)
 
 
 def _quiet(mujoco: ModuleType) -> None:

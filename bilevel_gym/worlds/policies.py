@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from bilevel_gym.frames import coarse
 from bilevel_gym.numerics import draw_categorical
 
 __all__ = ["LinearPolicy", "SoftmaxPolicy", "UniformChoice", "UniformPolicy"]
@@ -107,7 +107,7 @@ class UniformChoice:
 
 @dataclass(frozen=True)
 class SoftmaxPolicy:
-    """π(·|s) = softmax(W φ(s) + b); φ are the numbers of a flat observation, and of pixels a coarse picture (see ``features``).
+    """π(·|s) = softmax(W φ(s) + b); φ are the numbers of a flat observation, and of pixels a coarse picture (``frames.coarse``).
 
     Args:
         weight: [A, features] W.
@@ -123,7 +123,7 @@ class SoftmaxPolicy:
     ) -> SoftmaxPolicy:
         """Draw one of A = ``count`` actions: W and b normal, their gain log-uniform in [0.1, 10], from nearly uniform to nearly greedy."""
         source = generator.device
-        width = features(torch.zeros(1, *observation_shape)).shape[-1]
+        width = _features(torch.zeros(1, *observation_shape)).shape[-1]
         gain = torch.rand(1, generator=generator, device=source)
         drawn = (torch.randn(count, width + 1, generator=generator, device=source) * 10.0 ** (2.0 * gain - 1.0)).to(device)
         return cls(drawn[:, :-1] / width**0.5, drawn[:, -1].clone())
@@ -138,16 +138,8 @@ class SoftmaxPolicy:
 
     def probabilities(self, observations: Tensor) -> Tensor:
         """[n, *observation] → [n, A]."""
-        return torch.softmax(features(observations) @ self.weight.mT + self.bias, -1)
+        return torch.softmax(_features(observations) @ self.weight.mT + self.bias, -1)
 
 
-def features(observations: Tensor) -> Tensor:
-    """What ``SoftmaxPolicy`` looks at: [n, observation] as they are; pixels [n, stack, height, width] → [n, 2·36].
-
-    Of pixels it is the newest frame in 6 × 6 cells, and what has changed there since the oldest one of the stack, in units of white.
-    """
-    if observations.ndim == 2:
-        return observations.to(torch.float32)
-    ends = observations[:, [0, -1]].to(torch.float32) / 255.0
-    first, last = functional.adaptive_avg_pool2d(ends, 6).flatten(2).unbind(1)
-    return torch.cat([last, last - first], -1)
+def _features(observations: Tensor) -> Tensor:
+    return observations.to(torch.float32) if observations.ndim == 2 else coarse(observations)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.errors import CannotRender, InvalidProblem
 from bilevel_gym.frames import to_stacks
 from bilevel_gym.numerics import draw_seed
 from bilevel_gym.types import Places, Policy, Trajectory
@@ -47,9 +47,8 @@ class SimulatedWorld:
             seed: of the resets; the same seed and actions give the same episodes.
             render_mode: how ``simulation.env.render()`` draws the copies, which then are stepped in turn; None does not draw.
         """
-        simulation = Simulation(
-            self._drawn(num_envs, render_mode) if render_mode else self._vector(num_envs), torch.device(self.device), self.terms
-        )
+        env = self._drawn(num_envs, render_mode) if render_mode else self._vector(num_envs, self.horizon)
+        simulation = Simulation(env, torch.device(self.device), self.terms)
         simulation.reset(seed)
         return simulation
 
@@ -70,17 +69,17 @@ class SimulatedWorld:
             (0 where not alive; states and actions stand still there), seeds [N], terms [N, T, K] where there are names. Cost: N·T environment steps, and T calls of the policy.
         """
         if trajectories not in self._pool:
-            self._pool[trajectories] = self._vector(trajectories)
+            self._pool[trajectories] = self._vector(trajectories, self.horizon + 1)  # so that nobody starts anew at the end
         simulation = Simulation(self._pool[trajectories], torch.device(self.device), self.terms)
         first = state = simulation.reset(draw_seed(generator))
         alive, seen = torch.ones(trajectories, dtype=torch.bool, device=simulation.device), []
         with torch.no_grad():
-            for _ in range(steps):
+            for _ in range(min(steps, self.horizon)):
                 action = policy.sample(state, generator)
                 moved = simulation.step(action)
                 said = () if moved.terms is None else (moved.terms * alive[:, None],)
                 seen.append((self._kept(state), action, alive, moved.rewards * alive, *said))
-                alive = alive & ~(moved.terminated | moved.truncated)
+                alive = alive & ~moved.terminated
                 state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
                 if not bool(alive.any()):
                     break
@@ -166,7 +165,7 @@ class SimulatedWorld:
             [height, width, 3] uint8.
 
         Raises:
-            RuntimeError: this machine cannot render; the message names the cure.
+            CannotRender: this machine cannot; the message names the cure.
         """
         generator = torch.Generator().manual_seed(0)
         env = self._make(render_mode="rgb_array")
@@ -175,10 +174,7 @@ class SimulatedWorld:
             for _ in range(min(steps, self.horizon - 1)):
                 action = policy.sample(as_observations(state[None], torch.device(self.device)), generator)
                 state, *_ = env.step(action[0].cpu().numpy())
-            return np.asarray(env.render())
-        except Exception as error:
-            cure = "install pygame for classic control; for MuJoCo without a display set MUJOCO_GL=egl (Debian: apt-get install libegl1)"
-            raise RuntimeError(f"{self._name} cannot be rendered here ({error}); {cure}") from error
+            return _render(env, self._name)
         finally:
             env.close()
 
@@ -186,10 +182,12 @@ class SimulatedWorld:
         make = partial(self._make, render_mode=render_mode)
         return gym.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
-    def _vector(self, num_envs: int) -> VectorEnv:
+    def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
+        """N copies under SAME_STEP autoreset, truncated after ``horizon`` steps."""
         raise NotImplementedError
 
-    def _make(self, **options: Any) -> gym.Env[Any, Any]:
+    def _make(self, horizon: int | None = None, **options: Any) -> gym.Env[Any, Any]:
+        """One copy, truncated after ``horizon`` steps or the world's own."""
         raise NotImplementedError
 
     def _kept(self, observations: Tensor) -> Tensor:
@@ -224,6 +222,15 @@ def check_times(discount: float, horizon: int) -> None:
         raise InvalidProblem(f"discount is {discount}: it must be in [0, 1); use e.g. 0.99")
     if horizon < 1:
         raise InvalidProblem(f"horizon is {horizon}: an episode has at least one step")
+
+
+def _render(env: gym.Env[Any, Any], name: str) -> np.ndarray:
+    try:
+        return np.asarray(env.render())
+    except Exception as error:  # whatever the many libraries below raise
+        mujoco = hasattr(env.unwrapped, "mujoco_renderer")
+        cure = "set MUJOCO_GL=egl where there is no display (Debian: apt-get install libegl1)" if mujoco else "install bilevel-gym[plot]"
+        raise CannotRender(f"{name} cannot be drawn here ({error}); {cure}") from error
 
 
 def lengthen(columns: Sequence[Tensor], steps: int) -> Tensor:

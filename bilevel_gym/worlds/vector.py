@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -78,18 +79,19 @@ class VectorWorld(SimulatedWorld):
             self._describe(env, self.env_id)
         self._set(observation_size=self.observation_shape[0])
 
-    def _vector(self, num_envs: int) -> VectorEnv:
+    def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         kind = gym.vector.AsyncVectorEnv if self.vectorization == "async" else gym.vector.SyncVectorEnv
-        return kind([self._make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)  # ``Simulation`` copies
+        return kind(
+            [partial(self._make, horizon)] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
+        )  # ``Simulation`` copies
 
-    def _make(self, **options: Any) -> gym.Env[Any, Any]:
-        """One copy, with nothing but our own time limit around it."""
+    def _make(self, horizon: int | None = None, **options: Any) -> gym.Env[Any, Any]:
         env = gym.make(self.env_id, max_episode_steps=-1, disable_env_checker=True, **options, **dict(self.env_kwargs))
         if isinstance(env.action_space, spaces.Discrete) and env.action_space.start:
             first, count = env.action_space.start, env.action_space.n
             env = gym.wrappers.TransformAction(env, lambda action: action + first, spaces.Discrete(count))
         env = _flat(env, self.env_id)
-        return gym.wrappers.TimeLimit(Endless(env) if self.endless else env, self.horizon)
+        return gym.wrappers.TimeLimit(Endless(env) if self.endless else env, horizon or self.horizon)
 
 
 class Endless(gym.Wrapper[Any, Any, Any, Any]):

@@ -1,0 +1,99 @@
+"""``bilevel/{BeamRider,Pong,…}Preference-v0`` and ``bilevel/AtariPreference-v0``: learn the reward of a game from comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bilevel_gym.envs.bilevel_env import BilevelEnv
+from bilevel_gym.envs.preference_presets import PIXELS, choose, pose
+from bilevel_gym.preferences import Teacher
+from bilevel_gym.rewards import CNNReward
+from bilevel_gym.types import LowerSolver
+from bilevel_gym.worlds import AtariWorld
+
+__all__ = ["atari_preference"]
+
+
+def atari_preference(
+    *,
+    game: str,
+    preset: str = "default",
+    horizon: int | None = None,
+    full_action_space: bool = False,
+    sticky: float = 0.0,
+    discount: float = 0.99,
+    temperature: float | None = None,
+    rationality: float = 1.0,
+    teacher: Mapping[str, float] | None = None,
+    solver: LowerSolver | None = None,
+    device: str = "cpu",
+    render_mode: str | None = None,
+) -> BilevelEnv:
+    """Reward learning from preferences on an Atari game, from pixels.
+
+    Description:
+        The leader never sees the score. It shows a teacher pairs of clips of what the follower does, and learns from the answers. The
+        follower maximises r_x plus entropy. Games are endless (``worlds.AtariWorld``): lost lives and ends of games are hidden, so that
+        they tell nothing about the reward.
+    x:
+        The flat parameter vector of a convolutional network on the last four frames, 84×84, with an output for each action, in the box
+        [−10, 10]^D; r_x = tanh(·) lies in [−1, 1].
+    Lower level:
+        ``solvers.DiscreteSAC`` with the Nature CNN at a fixed temperature; a step continues it for some thousand environment steps.
+    Upper objective:
+        E over pairs of clips of 25 steps of π of the cross-entropy of the teacher's labels. The teacher is Bradley–Terry on the score.
+    Observation:
+        ``objective`` [1] and ``gap`` [1] (mean soft TD error), float32.
+    Reward:
+        −(mean cross-entropy of this step's fresh pairs), measured before anything has trained on them.
+    Reference value:
+        log 2 = .693 for a reward that knows nothing. Known returns of discrete SAC on the score, a game: after five million steps BeamRider
+        8659±1555, Pong 19.2, Breakout 344; after 100,000 BeamRider ≈ 400, Seaquest ≈ 212, SpaceInvaders ≈ 161, Pong ≈ −20.
+
+    The preset ``"aistats2025"`` has the settings of the SoBiRL authors' released code where this package has the same part: the networks, batch
+    norm, dropout and clip of r_x, hard target copies, a tuned temperature, rewards that the teacher sees clipped to [−1, 1] (and so the
+    true return, too), 600 pairs at first and 6 a step. What it asks of the agent is
+    ``agents.sobirl(env, sensitivity="one_step", warmup_updates=4800, updates_per_step=47, delay=10)``. Other than there, nothing is
+    divided by 255 twice, and clips are of the policy of now. It is made for a GPU.
+
+    Args:
+        game: such as ``"BeamRider"``; any that ale-py knows.
+        preset: ``"default"``; ``"demo"`` (a smaller network, some updates a minute on a laptop); ``"tiny"`` (seconds, learns nothing: for
+            checks); ``"aistats2025"``.
+        horizon: steps of an episode, four emulator frames each; None takes the preset's.
+        full_action_space: all 18 actions, or those that do something in this game.
+        sticky: the probability that the emulator repeats the last action instead.
+        discount: γ of the follower.
+        temperature: τ; None takes the preset's.
+        rationality: β of the teacher, per point.
+        teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``.
+        solver: another follower, in place of the preset's.
+        device: where networks and replay live.
+        render_mode: ``"rgb_array"`` (the screen) or ``"ansi"``.
+
+    Raises:
+        UnknownName: there is no such preset, or no such game.
+        MissingExtra: ale-py is not installed.
+        InvalidProblem: a number is out of range.
+
+    Version history:
+        v0: the first.
+    """
+    sizes = choose(PIXELS, preset, horizon, None)
+    world = AtariWorld(
+        game,
+        discount,
+        horizon=sizes.horizon,
+        full_action_space=full_action_space,
+        sticky=sticky,
+        clip_rewards=sizes.authors,
+        device=device,
+    )
+    hidden = sizes.reward_hidden[-1]
+    reward = (
+        CNNReward.for_world(world, hidden=hidden, norm="batch", dropout=0.5, squash="clip")
+        if sizes.authors
+        else CNNReward.for_world(world, hidden=hidden)
+    )
+    judge = Teacher(rationality, **(teacher or {}))
+    return pose(world, reward, sizes, temperature=temperature, teacher=judge, solver=solver, render_mode=render_mode)

@@ -62,6 +62,8 @@ class Algorithm:
     """Of the recipe."""
     sweeps: int | None = None
     """Sweeps of the lower level in each upper step; None sweeps to ``ACCURACY``."""
+    steps: int | None = None
+    """Upper steps, where they are fewer than those of the task."""
 
 
 RANDOM_MDP = {
@@ -76,11 +78,11 @@ FOUR_ROOMS = {
     "HPGD": Algorithm("hpgd", -0.5, "1/ε² · log 1/ε · 1st", {"learning_rate": 0.1}),
     "PARL": Algorithm("parl", -1.0, "1/ε · log 1/ε · 1st+2nd", {"learning_rate": 0.1}),
     "PBRL": Algorithm("pbrl", -1.0, "λ/ε · log λ²/ε · 1st", {"learning_rate": 0.1}),
-    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 0.1}),
+    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 0.1}, steps=250),
 }
 PREFERENCE = {
     "exact": Algorithm("exact", -1.0, "-", {"learning_rate": 0.05}),
-    "SoBiRL": Algorithm("sobirl", -1.0, "1/ε · log 1/ε · 1st", {"learning_rate": 0.01}),
+    "SoBiRL": Algorithm("sobirl", -1.0, "1/ε · log 1/ε · 1st", {"learning_rate": 0.01}, steps=400),
     "Stoc-SoBiRL": Algorithm("stoc_sobirl", -2 / 3, "ε^-1.5 · log 1/ε · 1st", {}),
 }
 TASKS: dict[str, dict[str, Algorithm]] = {
@@ -238,7 +240,7 @@ def main(
         for name, chosen in TASKS[of].items():
             if algorithm and name not in algorithm:
                 continue
-            count = steps or STEPS[of]
+            count = steps or chosen.steps or STEPS[of]
             path = kept / f"{of}-{name.replace(' ', '_')}-{seeds}-{count}.npz"
             if not path.exists():
                 found = run(of, chosen, seeds, count)

@@ -117,11 +117,12 @@ def best_rate(runs: list[Run], seeds: range) -> float:
     return max(tried, key=lambda rate: mean(run.objective for run in runs if run.rate == rate and run.seed in seeds))
 
 
-def table(runs: list[Run], slip: float, steps: int, tuning: range) -> str:
-    """Markdown: a row for each algorithm, a column for each setting; the seeds of the best rate count."""
+def table(runs: list[Run], slip: float, tuning: range) -> str:
+    """Markdown: a row for each algorithm and number of steps, a column for each setting; the seeds of the best rate count."""
     heads = [f"τ={temperature} λ={penalty}" for temperature, penalty in SETTINGS]
     lines = ["| −φ, higher is better | " + " | ".join(heads) + " |", "|---" * (len(SETTINGS) + 1) + "|"]
-    for method in METHODS:
+    rows = [(method, steps) for method in METHODS for steps in sorted({run.steps for run in runs if run.method == method})]
+    for method, steps in rows:
         cells = []
         for setting in SETTINGS:
             here = [run for run in runs if run[:4] == (method, *setting, slip) and run.steps == steps]
@@ -163,8 +164,8 @@ def main(
                 complete(name, setting, rate, range(tuning_seeds))
             here = [run for run in runs if run[:4] == (name, *setting, slip) and run.steps == steps]
             complete(name, setting, best_rate(here, range(tuning_seeds)), range(seeds))
-            output.with_suffix(".md").write_text(table(runs, slip, steps, range(tuning_seeds)))
-    print(table(runs, slip, steps, range(tuning_seeds)))
+            output.with_suffix(".md").write_text(table(runs, slip, range(tuning_seeds)))
+    print(table(runs, slip, range(tuning_seeds)))
 
 
 def _kinds() -> dict[str, Any]:

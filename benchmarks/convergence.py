@@ -73,16 +73,20 @@ RANDOM_MDP = {
     "PBRL": Algorithm("pbrl", -1.0, "λ/ε · log λ²/ε · 1st", {"learning_rate": 8e-3}),
 }
 FOUR_ROOMS = {
-    "exact": Algorithm("exact", -1.0, "-", {"learning_rate": 0.1}),
-    "M-SoBiRL": Algorithm("m_sobirl", -1.0, "1/ε · O(1) · 1st", {"learning_rate": 0.1}, sweeps=10),
-    "HPGD": Algorithm("hpgd", -0.5, "1/ε² · log 1/ε · 1st", {"learning_rate": 0.1}),
-    "PARL": Algorithm("parl", -1.0, "1/ε · log 1/ε · 1st+2nd", {"learning_rate": 0.1}),
-    "PBRL": Algorithm("pbrl", -1.0, "λ/ε · log λ²/ε · 1st", {"learning_rate": 0.1}),
-    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 0.1}, steps=250),
+    "exact": Algorithm("exact", -1.0, "-", {"learning_rate": 20.0}),
+    "M-SoBiRL": Algorithm("m_sobirl", -1.0, "1/ε · O(1) · 1st", {"learning_rate": 20.0}, sweeps=10),
+    "HPGD": Algorithm("hpgd", -0.5, "1/ε² · log 1/ε · 1st", {"learning_rate": 5.0}),
+    "PARL": Algorithm("parl", -1.0, "1/ε · log 1/ε · 1st+2nd", {"learning_rate": 20.0}),
+    "PBRL": Algorithm("pbrl", -1.0, "λ/ε · log λ²/ε · 1st", {"learning_rate": 2.0}),
+    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 2.0}, steps=200),
 }
+"""Rates near the largest that are stable: gradients are about .06 long here."""
+
+SOBIRL = {"learning_rate": 0.02, "window": "reset", "batch": None, "clip": None, "updates_per_step": 1, "warmup_updates": 0}
+"""One unclipped estimate a step on the fresh pairs, as on the slides."""
 PREFERENCE = {
-    "exact": Algorithm("exact", -1.0, "-", {"learning_rate": 0.05}),
-    "SoBiRL": Algorithm("sobirl", -1.0, "1/ε · log 1/ε · 1st", {"learning_rate": 0.01}, steps=400),
+    "exact": Algorithm("exact", -1.0, "-", {"learning_rate": 1.0}),
+    "SoBiRL": Algorithm("sobirl", -1.0, "1/ε · log 1/ε · 1st", SOBIRL),
     "Stoc-SoBiRL": Algorithm("stoc_sobirl", -2 / 3, "ε^-1.5 · log 1/ε · 1st", {}),
 }
 TASKS: dict[str, dict[str, Algorithm]] = {
@@ -90,7 +94,7 @@ TASKS: dict[str, dict[str, Algorithm]] = {
     "FourRoomsIncentive": FOUR_ROOMS,
     "TabularPreference": PREFERENCE,
 }
-STEPS = {"RandomMDP": 3000, "FourRoomsIncentive": 500, "TabularPreference": 1000}
+STEPS = {"RandomMDP": 3000, "FourRoomsIncentive": 300, "TabularPreference": 300}
 
 
 def run(task: str, algorithm: Algorithm, seeds: int, steps: int) -> dict[str, np.ndarray]:

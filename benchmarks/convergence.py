@@ -12,8 +12,8 @@ only where its slope is shallower.
 Algorithms whose theory wants an accurate follower solve it by sweeps, warm-started, until ‖π_k − π*‖² ≤ ε is certified from the residual;
 M-SoBiRL takes N = 10 sweeps whatever happens. A batch sweeps until its slowest member is certified: the sweeps are those of that member.
 
-Written to ``--output`` (default ``benchmarks/results/convergence``): ``curves.csv``, ``costs.csv``, ``curves.png``; each finished run is kept
-beside them as ``.npz`` under ``runs/convergence``, and not made again.
+Written to a folder for each task in ``--output`` (default ``benchmarks/results/convergence``): ``curves.csv``, ``costs.csv``, ``curves.png``;
+each finished run is kept as ``.npz`` under ``runs/convergence``, and not made again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ FOUR_ROOMS = {
     "HPGD": Algorithm("hpgd", -0.5, "1/ε² · log 1/ε · 1st", {"learning_rate": 5.0}),
     "PARL": Algorithm("parl", -1.0, "1/ε · log 1/ε · 1st+2nd", {"learning_rate": 20.0}),
     "PBRL": Algorithm("pbrl", -1.0, "λ/ε · log λ²/ε · 1st", {"learning_rate": 2.0}),
-    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 2.0}, steps=200),
+    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 2.0}, steps=100),
 }
 """Rates near the largest that are stable: gradients are about .06 long here."""
 
@@ -239,8 +239,8 @@ def main(
 ) -> None:
     """Run what has not been run, then write tables and picture of all that has."""
     kept.mkdir(parents=True, exist_ok=True)
-    results = {}
     for of in task or list(TASKS):
+        results = {}
         for name, chosen in TASKS[of].items():
             if algorithm and name not in algorithm:
                 continue
@@ -253,8 +253,8 @@ def main(
                 beside.replace(path)
             with np.load(path) as file:
                 results[of, name] = dict(file)
-            table = summarise(results, output)  # after each, so that an interrupted study leaves what it found
-    console.print(table)
+            table = summarise(results, output / of)  # after each, so that an interrupted study leaves what it found
+        console.print(table)
 
 
 if __name__ == "__main__":

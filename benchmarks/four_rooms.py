@@ -140,6 +140,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="seeds at the best rate")] = 10,
     tuning_seeds: Annotated[int, typer.Option(help="seeds at each rate")] = 3,
     settings: Annotated[int, typer.Option(help="how many of the nine settings, from the first")] = 9,
+    rate: Annotated[list[float] | None, typer.Option(help=f"learning rates to choose from; {RATES} by default, may be repeated")] = None,
     slip: Annotated[float, typer.Option(help="probability of another direction than the chosen one")] = SLIP,
     output: Annotated[Path, typer.Option(help="CSV")] = RESULTS,
     threads: Annotated[int, typer.Option(help="threads of torch")] = 1,
@@ -160,8 +161,8 @@ def main(
 
     for name in methods:
         for setting in SETTINGS[:settings]:
-            for rate in RATES:
-                complete(name, setting, rate, range(tuning_seeds))
+            for tried in rate or RATES:
+                complete(name, setting, tried, range(tuning_seeds))
             here = [run for run in runs if run[:4] == (name, *setting, slip) and run.steps == steps]
             complete(name, setting, best_rate(here, range(tuning_seeds)), range(seeds))
             output.with_suffix(".md").write_text(table(runs, slip, range(tuning_seeds)))

@@ -138,6 +138,17 @@ def test_a_round_by_hand():
     assert env.observe("follower_0").tolist() == [1.0, 0.0, 0.0, *other]
 
 
+def test_an_end_at_the_last_step_is_an_end():
+    """An episode that ends at T has terminated and is not cut off: a learner that bootstrapped would be wrong."""
+    problem = corridor(objective=ReturnObjective(np.ones((3, 2)), horizon=3))
+    env = multiagent.leader_follower(problem, "aec")
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(np.ones(3))
+        env.step(RIGHT)
+    assert env.infos["follower_0"] == {"episode": 0, "step": 2, "episode_terminated": True, "episode_truncated": False}
+
+
 def test_an_episode_that_is_cut_off():
     """At T the episode is truncated: a learner has to bootstrap from final_obs, which is where the follower would have gone on."""
     env = multiagent.leader_follower(corridor(9))
@@ -196,16 +207,17 @@ def test_both_forms_are_one_game(name):
 
 def test_two_episodes_make_a_comparison():
     """The leader's loss is that of the very fragments that were played, labelled by the teacher from true returns."""
-    world = GridWorld(["S.G"], 0.9, directions=SIDEWAYS, goal_reward=4.0, rewards={".": -1.0})
+    world = GridWorld(["S.G"], 0.9, directions=SIDEWAYS, goal_reward=0.4, rewards={".": -1.0})
     features = np.broadcast_to(np.eye(3)[:, None], (3, 2, 3))
-    objective = PreferenceObjective(length=3, pairs=1, teacher=BradleyTerry(float("inf")))
+    objective = PreferenceObjective(length=5, pairs=1, teacher=BradleyTerry(float("inf")))
     env = multiagent.leader_follower(BilevelProblem(world, LinearReward(features), Shannon(0.5), objective))
     env.reset(seed=0)
     x = np.array([0.3, 0.5, -0.9])
-    for action in (0, RIGHT, RIGHT, RIGHT, 0, 0, 0):  # the announcement; to the goal; staying at the start
+    for action in (0, RIGHT, RIGHT, RIGHT, 0, 0, 0, 0, 0):  # the announcement; to the goal; staying at the start
         _, rewards, _, _, _ = env.step({"leader_0": x, "follower_0": action})
-    logit = (0.3 + 0.5 - 0.9) - 3 * 0.3
-    assert rewards["leader_0"] == pytest.approx(-np.log1p(np.exp(-logit)))  # the first is the truly better one
+    logit = (0.3 + 0.5 - 0.9) - 5 * 0.3
+    # The second is the truly better one, −.6 to 0; if the steps after the end counted, it would be the first.
+    assert rewards["leader_0"] == pytest.approx(-np.log1p(np.exp(logit)))
 
 
 def test_the_seed_decides():
@@ -224,6 +236,13 @@ def test_the_seed_decides():
 # ---------------------------------------------------------------------------------------------- what a round is worth
 
 
+def sparse(problem):
+    """The same with lists of successors in place of the table."""
+    world = problem.world
+    kept = {"true_reward": world.true_reward, "context_weights": world.context_weights}
+    return replace(problem, world=TabularWorld(world.transition, world.start, world.discount, world.termination, sparse=True, **kept))
+
+
 PLAYED = {
     "preferences": (lambda: problems.preference(2), None, 600),
     "preferences, episodes that end": (lambda: problems.preference(5, ends=True, length=3), None, 600),
@@ -231,7 +250,7 @@ PLAYED = {
     "returns of one follower": (lambda: problems.returns(3, contexts=False), None, 600),
     "P(x)": (lambda: problems.returns(2, controlled=True), None, 600),
     "an endless return, cut off": (lambda: problems.returns(4, contexts=False, horizon=None, discount=0.5), 14, 300),
-    "a sparse world": (lambda: problems.corridor(), None, 400),
+    "a sparse world": (lambda: sparse(problems.corridor()), None, 400),
 }
 
 

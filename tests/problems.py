@@ -69,6 +69,17 @@ def controlled(seed):
     return BilevelProblem(world, LinearReward(rng.standard_normal((states, actions, dimension))), Shannon(0.5), Oblique())
 
 
+def wide_preference():
+    """A preference problem of sixty cells on six features: few pairs do not say what l is in each cell."""
+    rng = np.random.default_rng(2)
+    states, actions = 12, 5
+    transition = rng.dirichlet(np.full(states, 0.2), (states, actions))
+    reward = LinearReward(rng.standard_normal((states, actions, 6)))
+    true = 2.0 * rng.standard_normal((states, actions))
+    world = TabularWorld(transition, np.full(states, 1.0 / states), 0.8, true_reward=true)
+    return BilevelProblem(world, reward, Shannon(0.5), PreferenceObjective(length=2, pairs=64, steps=25))
+
+
 def preference(seed, *, ends=False, length=2, pairs=64, states=3, actions=2, discount=0.6, temperature=0.5, tail=18):
     """A small preference problem over the whole reward table."""
     rng = np.random.default_rng(seed)

@@ -128,6 +128,7 @@ def test_maps_on_which_all_is_well():
     assert GridWorld(["S#G"], 0.9, scatter=0.1).states == 2
     assert GridWorld(["S#."], 0.9, goals="").states == 2
     assert GridWorld(["G"], 0.9, start="G").states == 1
+    assert GridWorld("#####\n#S.G#\n#####", 0.9).grid.rows == ("#####", "#S.G#", "#####")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ from bilevel_gym.worlds import TabularWorld
 from tests import problems
 
 
+def test_a_negative_number_of_steps_is_refused():
+    """A sign that got lost would otherwise end in a training of no steps, without a word."""
+    agent = agents.exact(BilevelEnv(problems.quadratic(0), SoftPolicyIteration()))
+    with pytest.raises(InvalidProblem, match="total_steps is -1"):
+        agent.learn(-1)
+
+
 def test_momentum_needs_the_followers_own_fragments():
     """Importance weights on fragments of a reference policy would be ratios of probabilities that nobody drew with."""
     problem = problems.preference(0)

@@ -114,6 +114,19 @@ def test_a_fitted_critic_loses_its_bias_with_data():
     assert many.p_value > 0.001
 
 
+def test_the_bias_of_a_fitted_critic_shrinks_over_32_128_and_512_pairs():
+    """More pairs must buy a better L: with sixty cells the bias is seen at 32 and at 128 pairs, and each four-fold of pairs takes a part of it."""
+    problem = problems.wide_preference()
+    x, response, oracle = setting(problem)
+    truth = central_differences(problem, x)
+    few, some, many = (compare(truth, fitted_estimates(problem, x, response, oracle, pairs, 300)) for pairs in (32, 128, 512))
+    assert few.p_value < 1e-6
+    assert some.p_value < 1e-4
+    assert few.relative_error > 1.3 * some.relative_error
+    assert some.relative_error > 1.3 * many.relative_error
+    assert many.relative_error < 0.12
+
+
 def test_one_step_is_measurably_biased_on_a_chain():
     """The released code's sensitivity forgets the future: on a chain it must be seen to be wrong (cosine < .75), or the test problem is blind."""
     problem = problems.chain()

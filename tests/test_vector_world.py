@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes.util
+import os
 import pickle
+import subprocess
 import sys
 from typing import Any
 
@@ -364,6 +366,27 @@ def test_mujoco_is_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) -> N
     assert picture.dtype == np.uint8
     assert picture.shape == (480, 480, 3)
     assert picture.std() > 10
+
+
+def test_a_second_picture_without_a_display_does_not_end_the_process() -> None:
+    """OpenGL's loader aborts the interpreter where it fails twice, and a run would be lost with it."""
+    pytest.importorskip("mujoco")
+    program = """
+import warnings
+from bilevel_gym.errors import CannotRender
+from bilevel_gym.worlds import mujoco_world
+warnings.simplefilter("ignore")
+world = mujoco_world("Hopper-v5", horizon=20)
+for _ in range(2):
+    try:
+        world.picture(world.uniform(), steps=1)
+    except CannotRender as error:
+        assert "MUJOCO_GL=egl" in str(error)
+print("alive")
+"""
+    without = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=without, check=False)
+    assert done.stdout.strip().endswith("alive"), done.stderr
 
 
 def test_missing_mujoco_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

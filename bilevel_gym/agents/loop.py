@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from bilevel_gym.agents.progress import Progress
+from bilevel_gym.errors import InvalidProblem
 
 __all__ = ["Agent", "Answer", "Callback", "OuterEnv"]
 
@@ -61,8 +62,11 @@ class Agent(ABC):
             the agent.
 
         Raises:
+            InvalidProblem: a negative number of steps.
             InvalidAction: what ``act`` and ``tell`` raise.
         """
+        if total_steps < 0:
+            raise InvalidProblem(f"total_steps is {total_steps}: it must not be negative")
         observation, info = _go_on(self.env)
         with Progress(total_steps, shown=progress_bar) as progress:
             for _ in range(total_steps):

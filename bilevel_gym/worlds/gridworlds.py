@@ -119,7 +119,7 @@ class GridWorld(TabularWorld):
     episode, so that reward and entropy of that one last decision still count.
 
     Args:
-        rows: the map: ``#`` is a wall, every other character a cell and a mark to refer to it by.
+        rows: the map, rows of text or one text of lines: ``#`` is a wall, every other character a cell and a mark to refer to it by.
         discount: γ in [0, 1).
         slip: probability that another action than the chosen one is carried out, in [0, 1].
         scatter: probability that the next state is drawn uniformly from all states, whatever the action is, in [0, 1].
@@ -151,7 +151,7 @@ class GridWorld(TabularWorld):
         directions: Sequence[Direction] = DIRECTIONS,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.grid = Grid(tuple(rows), tuple(directions))
+        self.grid = Grid(tuple(rows.split() if isinstance(rows, str) else rows), tuple(directions))
         states, actions = self.grid.moves.shape
         ends = np.stack([self.grid.marked(marks) for marks in ([goals] if isinstance(goals, str) else goals)]).astype(np.float64)
         table = np.zeros(states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -224,12 +225,20 @@ def check_times(discount: float, horizon: int) -> None:
         raise InvalidProblem(f"horizon is {horizon}: an episode has at least one step")
 
 
+_without_gl: dict[str | None, str] = {}
+"""Why MuJoCo found no OpenGL in this process, by MUJOCO_GL: a second attempt can abort the interpreter, so none is made."""
+
+
 def _render(env: gym.Env[Any, Any], name: str) -> np.ndarray:
+    mujoco = hasattr(env.unwrapped, "mujoco_renderer")
+    cure = "set MUJOCO_GL=egl where there is no display (Debian: apt-get install libegl1)" if mujoco else "install bilevel-gym[plot]"
+    if mujoco and (reason := _without_gl.get(os.environ.get("MUJOCO_GL"))):
+        raise CannotRender(f"{name} cannot be drawn here ({reason}); {cure}")
     try:
         return np.asarray(env.render())
     except Exception as error:  # whatever the many libraries below raise
-        mujoco = hasattr(env.unwrapped, "mujoco_renderer")
-        cure = "set MUJOCO_GL=egl where there is no display (Debian: apt-get install libegl1)" if mujoco else "install bilevel-gym[plot]"
+        if mujoco:
+            _without_gl[os.environ.get("MUJOCO_GL")] = str(error)
         raise CannotRender(f"{name} cannot be drawn here ({error}); {cure}") from error
 
 

@@ -80,7 +80,7 @@ class SimulatedWorld:
                 moved = simulation.step(action)
                 said = () if moved.terms is None else (moved.terms * alive[:, None],)
                 seen.append((self._kept(state), action, alive, moved.rewards * alive, *said))
-                alive = alive & ~moved.terminated
+                alive = alive & ~(moved.terminated | moved.truncated)
                 state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
                 if not bool(alive.any()):
                     break

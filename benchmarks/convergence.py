@@ -87,6 +87,7 @@ SOBIRL = {"learning_rate": 0.02, "window": "reset", "batch": None, "clip": None,
 PREFERENCE = {
     "exact": Algorithm("exact", -1.0, "-", {"learning_rate": 1.0}),
     "SoBiRL": Algorithm("sobirl", -1.0, "1/ε · log 1/ε · 1st", SOBIRL),
+    "HPGD": Algorithm("hpgd", -0.5, "1/ε² · log 1/ε · 1st", {"learning_rate": 0.02, "updates_per_step": 1, "warmup_updates": 0}),
     "Stoc-SoBiRL": Algorithm("stoc_sobirl", -2 / 3, "ε^-1.5 · log 1/ε · 1st", {}),
 }
 TASKS: dict[str, dict[str, Algorithm]] = {

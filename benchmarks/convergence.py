@@ -78,7 +78,7 @@ FOUR_ROOMS = {
     "HPGD": Algorithm("hpgd", -0.5, "1/ε² · log 1/ε · 1st", {"learning_rate": 5.0}),
     "PARL": Algorithm("parl", -1.0, "1/ε · log 1/ε · 1st+2nd", {"learning_rate": 20.0}),
     "PBRL": Algorithm("pbrl", -1.0, "λ/ε · log λ²/ε · 1st", {"learning_rate": 2.0}),
-    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 2.0}, steps=100),
+    "zero order": Algorithm("zero_order", -0.5, "-", {"learning_rate": 2.0}, steps=40),
 }
 """Rates near the largest that are stable: gradients are about .06 long here."""
 

@@ -46,7 +46,7 @@ class PreferenceObjective(EnumeratedPreference):
     * ``accuracy_fresh``: how often r_x ranks the fresh pairs as their labels do, *before* anything has trained on them;
     * ``accuracy_held_out``: the same on a fixed set, drawn once by policies of random quality, and by experts where they are given, that
       nothing trains on;
-    * ``correlation_held_out``: Pearson's, of the learned and the true returns of the fixed set's fragments, NaN where one does not vary;
+    * ``correlation_held_out``: Pearson's, of the learned and the true returns of the fixed set's fragments, 0 where one does not vary;
     * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories;
     * ``comparisons_left``: of the budget, where there is one.
 
@@ -317,10 +317,10 @@ def _some(trajectories: Trajectory, count: int, steps: int, generator: torch.Gen
 
 
 def _correlation(learned: Tensor, truth: Tensor) -> float:
-    """Pearson's; NaN where one of the two does not vary."""
+    """Pearson's; 0 where one of the two does not vary, as NaN would make equal runs look unequal."""
     learned, truth = (values.double() - values.double().mean() for values in (learned, truth))
     scale = learned.norm() * truth.norm()
-    return float(learned @ truth / scale) if float(scale) > 0.0 else nan
+    return float(learned @ truth / scale) if float(scale) > 0.0 else 0.0
 
 
 def _accuracy(logit: Tensor, outcome: Tensor) -> float:

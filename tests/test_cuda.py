@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from bilevel_gym import agents
+from tests.reward_models import KINDS, fragments, generator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -47,3 +50,21 @@ def test_preference_run_stays_on_the_device():
     assert agent.x.is_cuda
     assert env.unwrapped.response.policy.parameters.is_cuda
     assert bool(agent.x.isfinite().all())
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_reward_networks_agree_with_the_cpu(name):
+    """Statistics, a generator or a corner of the box on the other device is an error, another order of sums a small difference."""
+    found = []
+    for device in ("cpu", "cuda"):
+        kind = KINDS[name]
+        reward = kind.make(device=device)
+        x = kind.make().initial(generator()).to(device)
+        look = fragments(kind)
+        look = replace(look, **{part: getattr(look, part).to(device) for part in ("states", "actions", "alive", "outcome")})
+        reward = reward.absorb(x, look)
+        leaf = x.clone().requires_grad_()
+        rewards = reward.along(leaf, look.states, look.actions)
+        found.append((rewards.detach().cpu(), torch.autograd.grad(rewards.sum(), leaf)[0].cpu()))
+        assert bool(reward.training(torch.Generator(device=device)).along(x, look.states, look.actions).isfinite().all())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)

@@ -116,7 +116,7 @@ def environment(name: str, entry: Entry) -> str:
 
 def drawn(name: str) -> bool:
     """Whether a picture needs no simulator."""
-    return "env_id" not in CATALOGUE[name].kwargs
+    return not CATALOGUE[name].simulated
 
 
 def pictures() -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from bilevel_gym.solvers.discrete_actor_critic import DiscreteLabelled, Discrete
 from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, Transition, UniformChoice, VectorWorld
+from tests.known import Known
 
 SMALL = DiscreteSAC(steps=40, num_envs=2, learning_starts=20, batch_size=16, hidden=(8, 8), capacity=500)
 PICTURES = CNN((4, 36, 44), (16,), 3)
@@ -194,29 +195,6 @@ def test_pixels_are_divided_once() -> None:
 # ------------------------------------------------------------------------------------------------------------- the worlds
 
 
-@dataclass(frozen=True)
-class Known:
-    """A reward that does not depend on x, from a table of states (their indicators are the observations) and actions."""
-
-    table: Tensor
-    dimension: int = 1
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Any box."""
-        return np.full(1, -1.0), np.full(1, 1.0)
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """Any x."""
-        return torch.zeros(1)
-
-    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """An entry of the table."""
-        return self.table[states.argmax(-1), actions]
-
-
 class Indicators:
     """A table played in parallel, seen as indicator vectors; an episode is cut after ``horizon`` steps."""
 
@@ -371,7 +349,9 @@ def test_finds_the_soft_optimal_policy(target_entropy: float | None) -> None:
     )
     rewards = rng.standard_normal((states, choices))
     temperature = 0.5
-    problem = BilevelProblem(Dressed(table, 12), Known(torch.as_tensor(rewards).float()), Shannon(temperature), None)  # type: ignore[arg-type]
+    entries = torch.as_tensor(rewards).float()  # of states, whose indicators are the observations, and actions
+    known = Known(lambda states, actions: entries[states.argmax(-1), actions])
+    problem = BilevelProblem(Dressed(table, 12), known, Shannon(temperature), None)  # type: ignore[arg-type]
     solver = DiscreteSAC(
         steps=12_000, num_envs=32, update_every=4, updates_per_step=0.1, learning_starts=1000, batch_size=256, hidden=(64,),
         learning_rate=3e-3, polyak=0.02, anneal_steps=12_000, final_learning_rate=1e-4, target_entropy=target_entropy,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,31 +25,9 @@ from bilevel_gym.solvers.networks import GaussianPolicy, gaussian, layer_shapes,
 from bilevel_gym.solvers.products import product_for
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, VectorWorld
+from tests.known import Known
 
 SMALL = SAC(steps=40, num_envs=2, learning_starts=20, batch_size=16, hidden=(8, 8), capacity=500)
-
-
-@dataclass(frozen=True)
-class Known:
-    """A reward that does not depend on x."""
-
-    score: Callable[[Tensor, Tensor], Tensor]
-    dimension: int = 1
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Any box."""
-        return np.full(1, -1.0), np.full(1, 1.0)
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """Any x."""
-        return torch.zeros(1)
-
-    def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        """The same for every x."""
-        return self.score(states, actions)
 
 
 def swing_up(states: Tensor, actions: Tensor) -> Tensor:

@@ -11,11 +11,26 @@ from bilevel_gym.agents.callbacks import (
     WandbLogger,
     together,
 )
+from bilevel_gym.agents.ceiling import Ceiling
 from bilevel_gym.agents.cma_es import CMAES
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent, Optimizer
 from bilevel_gym.agents.loop import Agent, Callback
-from bilevel_gym.agents.recipes import aid, cma_es, drlhf, exact, hpgd, m_sobirl, parl, pbrl, random_search, sobirl, stoc_sobirl, zero_order
+from bilevel_gym.agents.recipes import (
+    aid,
+    cma_es,
+    drlhf,
+    exact,
+    hpgd,
+    m_sobirl,
+    parl,
+    pbrl,
+    random_search,
+    sac,
+    sobirl,
+    stoc_sobirl,
+    zero_order,
+)
 from bilevel_gym.agents.runs import Run, RunSpec
 from bilevel_gym.agents.search import RandomSearch, Search, SearchAgent
 
@@ -25,6 +40,7 @@ __all__ = [
     "BestKeeper",
     "CSVLogger",
     "Callback",
+    "Ceiling",
     "Checkpointer",
     "Evaluator",
     "HypergradientAgent",
@@ -49,6 +65,7 @@ __all__ = [
     "parl",
     "pbrl",
     "random_search",
+    "sac",
     "sobirl",
     "stoc_sobirl",
     "together",

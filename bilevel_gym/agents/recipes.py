@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import gymnasium as gym
 import torch
 
+from bilevel_gym.agents.ceiling import Ceiling
 from bilevel_gym.agents.cma_es import CMAES
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
@@ -35,7 +36,21 @@ from bilevel_gym.types import SampledObjective
 
 T = TypeVar("T", int, float)
 
-__all__ = ["aid", "cma_es", "drlhf", "exact", "hpgd", "m_sobirl", "parl", "pbrl", "random_search", "sobirl", "stoc_sobirl", "zero_order"]
+__all__ = [
+    "aid",
+    "cma_es",
+    "drlhf",
+    "exact",
+    "hpgd",
+    "m_sobirl",
+    "parl",
+    "pbrl",
+    "random_search",
+    "sac",
+    "sobirl",
+    "stoc_sobirl",
+    "zero_order",
+]
 
 
 def aid(env: OuterEnv, *, learning_rate: float = 1.0, iterations: int = 20, tolerance: float = 1e-10) -> HypergradientAgent:
@@ -262,6 +277,21 @@ def drlhf(
     return sobirl(
         env, learning_rate=learning_rate, sensitivity=None, batch=batch, updates_per_step=updates_per_step, warmup_updates=warmup_updates
     )
+
+
+def sac(env: OuterEnv, *, temperature: float | None = None) -> Ceiling:
+    """The ceiling: the environment's own soft actor-critic, told the true reward; ``envs.with_true_reward``, and x left alone (mathematics §7).
+
+    It logs what the others log. Labels are asked for and counted as theirs are, and nothing learns from them.
+
+    Args:
+        env: a preference task on a simulator; the agent steps a twin of it, ``agent.env``.
+        temperature: τ in units of the true reward of a step (x = 1 scales nothing). None takes .2 where actions are a box, the τ of
+            Haarnoja et al. (ICML 2018: rewards times five at τ = 1; on Humanoid times twenty, so take .05 there), and the task's own
+            where they are finitely many, as on CartPole, whose true reward is −1 for each fall.
+    """
+    box = hasattr(getattr(getattr(env.unwrapped, "problem", None), "world", None), "action_low")
+    return Ceiling(env, 0.2 if temperature is None and box else temperature)
 
 
 def zero_order(

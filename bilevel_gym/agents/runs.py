@@ -89,7 +89,7 @@ class Run:
         if place.exists() and any(place.iterdir()):
             raise OutputExists(f"{folder} exists and is not empty: choose another folder, so that nothing in it is overwritten")
         run = cls(spec, folder)
-        run.env.reset(seed=spec.seed)
+        run.agent.env.reset(seed=spec.seed)
         return run
 
     @classmethod

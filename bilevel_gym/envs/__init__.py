@@ -21,6 +21,7 @@ from bilevel_gym.envs.soft_lqr import draw_soft_lqr, soft_lqr
 from bilevel_gym.envs.stackelberg_game import MarkovGame, draw_markov_game, stackelberg_game
 from bilevel_gym.envs.tabular_preference import preference_null_space, tabular_preference
 from bilevel_gym.envs.tax_design import Households, tax_design
+from bilevel_gym.envs.true_reward import with_true_reward
 from bilevel_gym.envs.vector_env import BilevelVectorEnv
 
 __all__ = [
@@ -64,4 +65,5 @@ __all__ = [
     "stackelberg_game",
     "tabular_preference",
     "tax_design",
+    "with_true_reward",
 ]

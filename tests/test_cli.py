@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         (("train", ID, "--set", "statez=4"), "unknown argument of bilevel/RandomMDP-v0 'statez'; choose one of: .*states"),
         (("train", ID, "--preset", "small"), "'preset'; choose one of"),
         (("train", ID, "--set", "states"), "write --set key=value"),
-        (("train", ID, "--set", "states=many"), "cannot be made with {'states': 'many'}"),
+        (("train", ID, "--set", "states=many"), "states is 'many': it must be a whole number"),
         (("train", ID, "--set", "solver=magic"), "unknown solver 'magic'"),
         (("train", ID, "--agent-set", "rate=1"), "unknown argument of the agent m_sobirl 'rate'; choose one of: .*learning_rate"),
         (("train", ID, "--agent-set", "learning_rate=-1"), "the learning rate is -1"),

@@ -26,6 +26,7 @@ from bilevel_gym import checkpoint
 from bilevel_gym.agents import recipes
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
 from bilevel_gym.agents.loop import Agent, Callback, OuterEnv
+from bilevel_gym.arguments import check_names
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName, UnsupportedProblem
 
@@ -280,10 +281,7 @@ def _check_options(kind: str, function: Callable[..., Any], kwargs: Mapping[str,
     parameters = list(inspect.signature(function).parameters.values())[skip:]
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
-    names = [parameter.name for parameter in parameters]
-    for name in kwargs:
-        if name not in names:
-            raise UnknownName(kind, name, names)
+    check_names(kind, kwargs, [parameter.name for parameter in parameters])
 
 
 def _enters(callback: Any) -> TypeGuard[AbstractContextManager[Any]]:

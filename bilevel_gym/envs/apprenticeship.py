@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.base_worlds import base_world, occupancy, soft_optimal
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
@@ -27,6 +28,7 @@ Features = Literal["state", "state_action"]
 """Indicators of what the reward is linear in."""
 
 
+@checked
 def apprenticeship(
     *,
     base: str = "grid",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
-from bilevel_gym.envs.preference_presets import PIXELS, choose, pose
-from bilevel_gym.preferences import Teacher
+from bilevel_gym.envs.preference_presets import PIXELS, asking, choose, pose
 from bilevel_gym.rewards import CNNReward
 from bilevel_gym.types import LowerSolver
 from bilevel_gym.worlds import AtariWorld
@@ -14,6 +15,7 @@ from bilevel_gym.worlds import AtariWorld
 __all__ = ["atari_preference"]
 
 
+@checked
 def atari_preference(
     *,
     game: str,
@@ -25,6 +27,11 @@ def atari_preference(
     temperature: float | None = None,
     rationality: float = 1.0,
     teacher: Mapping[str, float] | None = None,
+    members: int = 1,
+    query: Mapping[str, Any] | None = None,
+    budget: int | None = None,
+    half_rate: float | None = None,
+    objective: Mapping[str, Any] | None = None,
     solver: LowerSolver | None = None,
     device: str = "cpu",
     render_mode: str | None = None,
@@ -67,19 +74,27 @@ def atari_preference(
         temperature: τ; None takes the preset's.
         rationality: β of the teacher, per point.
         teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``.
+        members: networks in an ensemble, whose mean is r_x.
+        query: how further pairs are chosen, such as ``{"rule": "disagreement", "pairs": 8}``; see ``preferences.Query``. None chooses none.
+        budget: labels in all, those of the held-out set left out; None does not count.
+        half_rate: the step at which half as many labels are asked for as at first; None keeps the rate constant.
+        objective: sizes of the upper level that are not the preset's, such as ``{"length": 25, "pairs": 8}``: of ``length``, ``pairs``,
+            ``initial_pairs``, ``capacity``, ``cut``, ``trajectories``, ``steps`` and ``held_out_pairs``; see ``objectives.PreferenceObjective``.
         solver: another follower, in place of the preset's.
         device: where networks and replay live.
         render_mode: ``"rgb_array"`` (the screen) or ``"ansi"``.
 
     Raises:
-        UnknownName: there is no such preset, or no such game.
+        UnknownName: there is no such preset, game, knob, rule or size.
+        UnsupportedProblem: one network is asked for disagreement.
         MissingExtra: ale-py is not installed.
         InvalidProblem: a number is out of range.
 
     Version history:
         v0: the first.
     """
-    sizes = choose(PIXELS, preset, horizon, None)
+    asked = asking(rationality=rationality, teacher=teacher, query=query, budget=budget, half_rate=half_rate, objective=objective)
+    sizes = choose(PIXELS, preset, horizon, None, asked)
     world = AtariWorld(
         game,
         discount,
@@ -91,9 +106,8 @@ def atari_preference(
     )
     hidden = sizes.reward_hidden[-1]
     reward = (
-        CNNReward.for_world(world, hidden=hidden, norm="batch", dropout=0.5, squash="clip")
+        CNNReward.for_world(world, hidden=hidden, members=members, norm="batch", dropout=0.5, squash="clip")
         if sizes.authors
-        else CNNReward.for_world(world, hidden=hidden)
+        else CNNReward.for_world(world, hidden=hidden, members=members)
     )
-    judge = Teacher(rationality, **(teacher or {}))
-    return pose(world, reward, sizes, temperature=temperature, teacher=judge, solver=solver, render_mode=render_mode)
+    return pose(world, reward, sizes, temperature=temperature, solver=solver, render_mode=render_mode)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -123,6 +124,7 @@ class ContractTree:
         return payments.flatten(), float(principal[0])
 
 
+@checked
 def contract_design(
     *,
     depth: int = 3,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.errors import InvalidProblem, require
 from bilevel_gym.numerics import as_table
@@ -22,6 +23,7 @@ from bilevel_gym.types import LowerSolver
 __all__ = ["Classification", "CleaningObjective", "WeightedSoftmaxRegression", "data_hyper_cleaning", "draw_data_hyper_cleaning"]
 
 
+@checked
 def data_hyper_cleaning(
     *,
     train: int = 500,

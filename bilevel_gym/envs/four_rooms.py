@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -22,6 +23,7 @@ TARGET = (8, 4)
 """The cell through which the leader wants the followers to pass."""
 
 
+@checked
 def four_rooms_incentive(
     *,
     penalty: float = 1.0,

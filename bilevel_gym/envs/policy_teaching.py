@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.base_worlds import base_world, occupancy, soft_optimal
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
@@ -23,6 +24,7 @@ from bilevel_gym.worlds import TabularWorld, chain
 __all__ = ["policy_teaching", "policy_teaching_vector"]
 
 
+@checked
 def policy_teaching(
     *,
     base: str = "rakhsha_chain",

@@ -7,9 +7,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
-from bilevel_gym.envs.preference_presets import FLAT, choose, pose
-from bilevel_gym.preferences import Teacher
+from bilevel_gym.envs.preference_presets import FLAT, asking, choose, pose
 from bilevel_gym.rewards import network_for
 from bilevel_gym.types import LowerSolver
 from bilevel_gym.worlds import VectorWorld, mujoco_world
@@ -17,6 +17,7 @@ from bilevel_gym.worlds import VectorWorld, mujoco_world
 __all__ = ["gym_preference"]
 
 
+@checked
 def gym_preference(
     *,
     env_id: str,
@@ -27,6 +28,11 @@ def gym_preference(
     temperature: float | None = None,
     rationality: float = 1.0,
     teacher: Mapping[str, float] | None = None,
+    members: int = 1,
+    query: Mapping[str, Any] | None = None,
+    budget: int | None = None,
+    half_rate: float | None = None,
+    objective: Mapping[str, Any] | None = None,
     solver: LowerSolver | None = None,
     device: str = "cpu",
     render_mode: str | None = None,
@@ -63,12 +69,19 @@ def gym_preference(
         temperature: τ; None takes the preset's.
         rationality: β of the teacher, per unit of true reward.
         teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``.
+        members: networks in an ensemble, whose mean is r_x.
+        query: how further pairs are chosen, such as ``{"rule": "disagreement", "pairs": 8}``; see ``preferences.Query``. None chooses none.
+        budget: labels in all, those of the held-out set left out; None does not count.
+        half_rate: the step at which half as many labels are asked for as at first; None keeps the rate constant.
+        objective: sizes of the upper level that are not the preset's, such as ``{"length": 25, "pairs": 8}``: of ``length``, ``pairs``,
+            ``initial_pairs``, ``capacity``, ``cut``, ``trajectories``, ``steps`` and ``held_out_pairs``; see ``objectives.PreferenceObjective``.
         solver: another follower, in place of the preset's.
         device: where networks and replay live.
         render_mode: ``"rgb_array"`` (the follower at work) or ``"ansi"``.
 
     Raises:
-        UnknownName: there is no such preset.
+        UnknownName: there is no such preset, knob, rule or size.
+        UnsupportedProblem: one network is asked for disagreement.
         MissingExtra: the simulator is not installed.
         InvalidProblem: observations or actions are of a kind that no network or solver takes, or episodes shorter than fragments.
 
@@ -76,12 +89,12 @@ def gym_preference(
         v0: the first.
     """
     spec = gym.spec(env_id)
-    sizes = choose(FLAT, preset, horizon, spec.max_episode_steps)
+    asked = asking(rationality=rationality, teacher=teacher, query=query, budget=budget, half_rate=half_rate, objective=objective)
+    sizes = choose(FLAT, preset, horizon, spec.max_episode_steps, asked)
     make = mujoco_world if "envs.mujoco" in str(spec.entry_point) else _world
     world = make(env_id, discount=discount, horizon=sizes.horizon, endless=True, device=device, **(env_kwargs or {}))
-    reward = network_for(world, hidden=sizes.reward_hidden)
-    judge = Teacher(rationality, **(teacher or {}))
-    return pose(world, reward, sizes, temperature=temperature, teacher=judge, solver=solver, render_mode=render_mode)
+    reward = network_for(world, hidden=sizes.reward_hidden, members=members)
+    return pose(world, reward, sizes, temperature=temperature, solver=solver, render_mode=render_mode)
 
 
 def _world(env_id: str, *, discount: float, horizon: int, endless: bool, device: str, **env_kwargs: Any) -> VectorWorld:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+from bilevel_gym.arguments import build, check_names
 from bilevel_gym.envs.bilevel_env import BilevelEnv
-from bilevel_gym.errors import InvalidProblem, UnknownName
+from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import PreferenceObjective
-from bilevel_gym.preferences import Teacher
+from bilevel_gym.preferences import Query, Teacher
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers import SAC, DiscreteSAC
 from bilevel_gym.types import LowerSolver, RewardModel, World
 
-__all__ = ["FLAT", "PIXELS", "Preset", "choose", "pose"]
+__all__ = ["FLAT", "PIXELS", "Preset", "asking", "choose", "pose"]
 
 
 @dataclass(frozen=True)
@@ -37,51 +40,53 @@ class Preset:
     """Whether r_x has the authors' batch norm, dropout and clip, and the teacher sees clipped rewards."""
 
 
+_USUAL = PreferenceObjective(
+    length=25, pairs=16, initial_pairs=64, capacity=3000, cut="anywhere", trajectories=8, steps=250, held_out_pairs=256
+)
+_SLOW: dict[str, Any] = {"steps": 4000, "learning_starts": 2000}
+_QUICK: dict[str, Any] = {
+    "steps": 2000,
+    "num_envs": 2,
+    "update_every": 2,
+    "updates_per_step": 0.5,
+    "learning_starts": 2000,
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+}
+_TINY: dict[str, Any] = {"steps": 50, "learning_starts": 20, "batch_size": 16, "hidden": (8, 8), "capacity": 1000}
+_ATARI: dict[str, Any] = {
+    "steps": 10_000,
+    "updates_per_step": 0.25,
+    "learning_starts": 20_000,
+    "batch_size": 64,
+    "hidden": (512,),
+    "learning_rate": 1e-4,
+    "adam_epsilon": 1e-4,
+}
+
 FLAT: dict[str, Preset] = {
     "default": Preset(
         horizon=1000,
         temperature=0.05,
         reward_hidden=(64, 64),
-        continuous=SAC(steps=4000, learning_starts=2000),
-        discrete=DiscreteSAC(steps=4000, learning_starts=2000, batch_size=128, hidden=(128, 128), update_every=2, updates_per_step=0.5),
-        objective=PreferenceObjective(
-            length=50, pairs=16, initial_pairs=64, capacity=3000, cut="anywhere", trajectories=4, steps=1000, held_out_pairs=256
-        ),
+        continuous=SAC(**_SLOW),
+        discrete=DiscreteSAC(**_SLOW, batch_size=128, hidden=(128, 128), update_every=2, updates_per_step=0.5),
+        objective=replace(_USUAL, length=50, trajectories=4, steps=1000),
     ),
     "demo": Preset(
         horizon=250,
         temperature=0.05,
         reward_hidden=(64, 64),
-        continuous=SAC(
-            steps=2000,
-            num_envs=2,
-            update_every=2,
-            updates_per_step=0.5,
-            learning_starts=2000,
-            batch_size=128,
-            hidden=(128, 128),
-            learning_rate=1e-3,
-        ),
-        discrete=DiscreteSAC(
-            steps=2000,
-            num_envs=2,
-            update_every=2,
-            updates_per_step=0.5,
-            learning_starts=2000,
-            batch_size=128,
-            hidden=(64, 64),
-            learning_rate=1e-3,
-        ),
-        objective=PreferenceObjective(
-            length=25, pairs=16, initial_pairs=64, capacity=3000, cut="anywhere", trajectories=8, steps=250, held_out_pairs=256
-        ),
+        continuous=SAC(**_QUICK, hidden=(128, 128)),
+        discrete=DiscreteSAC(**_QUICK, hidden=(64, 64)),
+        objective=_USUAL,
     ),
     "tiny": Preset(
         horizon=50,
         temperature=0.1,
         reward_hidden=(8, 8),
-        continuous=SAC(steps=50, learning_starts=20, batch_size=16, hidden=(8, 8), capacity=1000),
-        discrete=DiscreteSAC(steps=50, learning_starts=20, batch_size=16, hidden=(8, 8), capacity=1000),
+        continuous=SAC(**_TINY),
+        discrete=DiscreteSAC(**_TINY),
         objective=PreferenceObjective(length=10, pairs=4, capacity=100, cut="anywhere", trajectories=4, steps=50, held_out_pairs=8),
     ),
 }
@@ -92,20 +97,8 @@ PIXELS: dict[str, Preset] = {
         horizon=1000,
         temperature=0.02,
         reward_hidden=(64,),
-        discrete=DiscreteSAC(
-            steps=10_000,
-            num_envs=4,
-            update_every=1,
-            updates_per_step=0.25,
-            learning_starts=20_000,
-            batch_size=64,
-            hidden=(512,),
-            learning_rate=1e-4,
-            adam_epsilon=1e-4,
-        ),
-        objective=PreferenceObjective(
-            length=25, pairs=16, initial_pairs=128, capacity=3000, cut="anywhere", trajectories=8, steps=500, held_out_pairs=256
-        ),
+        discrete=DiscreteSAC(**_ATARI, num_envs=4),
+        objective=replace(_USUAL, initial_pairs=128, steps=500),
     ),
     "demo": Preset(
         horizon=500,
@@ -122,9 +115,7 @@ PIXELS: dict[str, Preset] = {
             learning_rate=3e-4,
             capacity=50_000,
         ),
-        objective=PreferenceObjective(
-            length=25, pairs=16, initial_pairs=64, capacity=1000, cut="anywhere", trajectories=8, steps=250, held_out_pairs=128
-        ),
+        objective=replace(_USUAL, capacity=1000, held_out_pairs=128),
     ),
     "tiny": Preset(
         horizon=40,
@@ -137,30 +128,52 @@ PIXELS: dict[str, Preset] = {
         horizon=1000,
         temperature=1.0,
         reward_hidden=(64,),
-        discrete=DiscreteSAC(
-            steps=10_000,
-            update_every=4,
-            updates_per_step=0.25,
-            learning_starts=20_000,
-            batch_size=64,
-            hidden=(512,),
-            learning_rate=1e-4,
-            adam_epsilon=1e-4,
-            anneal_steps=8_000_000,
-            polyak=1.0,
-            target_every=2000,
-            target_entropy=0.89,
-        ),
-        objective=PreferenceObjective(
-            length=25, pairs=6, initial_pairs=600, capacity=3000, cut="anywhere", trajectories=4, steps=1000, held_out_pairs=256
-        ),
+        discrete=DiscreteSAC(**_ATARI, update_every=4, anneal_steps=8_000_000, polyak=1.0, target_every=2000, target_entropy=0.89),
+        objective=replace(_USUAL, pairs=6, initial_pairs=600, trajectories=4, steps=1000),
         authors=True,
     ),
 }
 """For stacks of frames; an update is due every fourth environment step, as in the published runs, and less often in ``demo``."""
 
 
-def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longest: int | None) -> Preset:
+_SIZES = ("length", "pairs", "initial_pairs", "capacity", "cut", "trajectories", "steps", "held_out_pairs")
+"""What of a ``PreferenceObjective`` the argument ``objective`` of an id may change."""
+
+
+def asking(
+    *,
+    rationality: float,
+    teacher: Mapping[str, float] | None,
+    query: Mapping[str, Any] | None,
+    budget: int | None,
+    half_rate: float | None,
+    objective: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Who is asked about what, and how often, out of arguments that are JSON: options of a ``PreferenceObjective``.
+
+    Args:
+        rationality: β of the teacher.
+        teacher: its other knobs.
+        query: options of a ``preferences.Query``.
+        budget: labels in all.
+        half_rate: the evaluation at which half as many are asked for.
+        objective: its sizes, where they are not those of the preset.
+
+    Raises:
+        UnknownName: a knob, a rule or a size that does not exist.
+        InvalidProblem: a value that is out of range.
+    """
+    check_names("size of the objective", objective or {}, _SIZES)
+    return {
+        "teacher": build("teacher", partial(Teacher, rationality), teacher or {}),
+        "query": None if query is None else build("query", Query, query),
+        "budget": budget,
+        "half_rate": half_rate,
+        **(objective or {}),
+    }
+
+
+def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longest: int | None, asked: Mapping[str, Any]) -> Preset:
     """A preset by its name, with episodes of the length that is asked for, or that the task has.
 
     Args:
@@ -168,37 +181,33 @@ def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longes
         name: a key of it.
         horizon: steps of an episode; None takes the preset's, but no more than ``longest``.
         longest: the task's own time limit; None where it has none.
+        asked: what of its objective is otherwise (see ``asking``).
 
     Raises:
         UnknownName: there is no such preset.
         InvalidProblem: an episode is shorter than a fragment.
     """
-    if name not in presets:
-        raise UnknownName("preset", name, list(presets))
+    check_names("preset", [name], presets)
     sizes = presets[name]
+    objective = replace(sizes.objective, **asked)
     steps = horizon if horizon is not None else min(sizes.horizon, longest or sizes.horizon)
-    if steps < sizes.objective.length:
-        raise InvalidProblem(
-            f"episodes of {steps} steps are shorter than a fragment, which has {sizes.objective.length}: make horizon larger"
-        )
-    assert sizes.objective.steps is not None
-    return replace(sizes, horizon=steps, objective=replace(sizes.objective, steps=min(sizes.objective.steps, steps)))
+    if steps < objective.length:
+        raise InvalidProblem(f"episodes of {steps} steps are shorter than a fragment, which has {objective.length}: make horizon larger")
+    played = None if objective.steps is None else min(objective.steps, steps)
+    return replace(sizes, horizon=steps, objective=replace(objective, steps=played))
 
 
 def pose(
-    world: World,
-    reward: RewardModel,
-    sizes: Preset,
-    *,
-    temperature: float | None,
-    teacher: Teacher,
-    solver: LowerSolver | None,
-    render_mode: str | None,
+    world: World, reward: RewardModel, sizes: Preset, *, temperature: float | None, solver: LowerSolver | None, render_mode: str | None
 ) -> BilevelEnv:
-    """The outer environment of a world and a reward model, in the sizes of a preset where nothing else is given."""
-    problem = BilevelProblem(
-        world, reward, Shannon(sizes.temperature if temperature is None else temperature), replace(sizes.objective, teacher=teacher)
-    )
+    """The outer environment of a world and a reward model, in the sizes of a preset where nothing else is given.
+
+    Raises:
+        UnsupportedProblem: one network is asked for disagreement.
+    """
+    if sizes.objective.query is not None:
+        sizes.objective.query.check(getattr(reward, "members", 1))
     follower = solver or (sizes.discrete if hasattr(world, "action_count") else sizes.continuous)
     assert follower is not None
-    return BilevelEnv(problem, follower, solve_on_reset=False, render_mode=render_mode)
+    regularizer = Shannon(sizes.temperature if temperature is None else temperature)
+    return BilevelEnv(BilevelProblem(world, reward, regularizer, sizes.objective), follower, solve_on_reset=False, render_mode=render_mode)

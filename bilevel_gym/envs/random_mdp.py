@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -20,6 +21,7 @@ from bilevel_gym.worlds import TabularWorld
 __all__ = ["draw_random_mdp", "random_mdp", "random_mdp_vector"]
 
 
+@checked
 def random_mdp(
     *,
     states: int = 10,

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.base_worlds import base_world
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
@@ -26,6 +27,7 @@ Kind = Literal["dense", "potential"]
 """What x is: a number for each (s, a), or a potential, one for each s."""
 
 
+@checked
 def reward_shaping(
     *,
     base: str = "FrozenLake-v1",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -32,6 +33,7 @@ TERRAIN = (
 """Obstacles ``#``, rough ground ``~``, a start and a goal: the shortest ways lead over the rough, and between the obstacles."""
 
 
+@checked
 def robot_navigation(
     *,
     terrain: Sequence[str] = TERRAIN,

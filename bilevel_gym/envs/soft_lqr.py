@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import RegulationCost
@@ -20,6 +21,7 @@ from bilevel_gym.worlds import LinearGaussianWorld
 __all__ = ["draw_soft_lqr", "soft_lqr"]
 
 
+@checked
 def soft_lqr(
     *,
     states: int = 3,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -107,6 +108,7 @@ def _mix_rows(x: Tensor, table: Tensor) -> Tensor:
     return rows
 
 
+@checked
 def stackelberg_game(
     *,
     payoffs: ArrayLike | None = None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import build, checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -27,6 +29,7 @@ FragmentSource = Literal["on_policy", "reference"]
 """Whose fragments are compared: the follower's, or those of the uniform policy."""
 
 
+@checked
 def tabular_preference(
     *,
     fragments: FragmentSource = "on_policy",
@@ -118,7 +121,7 @@ def tabular_preference(
         length=length,
         pairs=pairs,
         capacity=capacity,
-        teacher=Teacher(rationality, **(teacher or {})),
+        teacher=build("teacher", partial(Teacher, rationality), teacher or {}),
         held_out_pairs=256,
         reference=uniform if fragments == "reference" else None,
         exact=exact,

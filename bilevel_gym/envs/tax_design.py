@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.solver_names import tabular_solver
 from bilevel_gym.envs.vector_env import vectorized
@@ -119,6 +120,7 @@ class Households:
         return -welfare.unsqueeze(-2).expand(*welfare.shape[:-1], self.assets, -1)
 
 
+@checked
 def tax_design(
     *,
     assets: int = 21,

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import UnknownName
 from bilevel_gym.multiagent.game_solvers import IndependentTables, SoftGameIteration
@@ -17,6 +18,7 @@ from bilevel_gym.types import LowerSolver
 __all__ = ["commons_incentive"]
 
 
+@checked
 def commons_incentive(
     *,
     price: float = 0.1,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import as_table, rewards_of
@@ -103,6 +104,7 @@ class PreferenceObjective(EnumeratedPreference):
     exact: bool = False
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         first = self.pairs if self.initial_pairs is None else self.initial_pairs
         if min(self.length, self.pairs, first) < 1 or min(self.capacity, self.held_out_pairs) < 0:
             raise InvalidProblem("length, pairs and initial_pairs must be positive, capacity and held_out_pairs not negative")
@@ -168,6 +170,8 @@ class PreferenceObjective(EnumeratedPreference):
             InvalidProblem: fragments are longer than episodes.
         """
         self._check(problem)
+        if self.query is not None:
+            self.query.check(getattr(problem.reward, "members", 1))
         world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
         held_out, truth, spent = memory.held_out, memory.held_out_returns, 0
         if held_out is None and self.held_out_pairs:

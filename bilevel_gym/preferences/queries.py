@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from math import floor
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from scipy.special import digamma
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem, UnknownName, UnsupportedProblem
+from bilevel_gym.arguments import check_names, check_numbers
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 
 __all__ = ["Query", "Rule", "labels_due"]
 
@@ -48,10 +49,19 @@ class Query:
     ratio: int = 10
 
     def __post_init__(self) -> None:
-        if self.rule not in ("uniform", "disagreement", "entropy"):
-            raise UnknownName("query rule", self.rule, ["uniform", "disagreement", "entropy"])
+        check_numbers(self)
+        check_names("query rule", [self.rule], get_args(Rule))
         if self.pairs < 1 or self.ratio < 1:
             raise InvalidProblem(f"pairs is {self.pairs} and ratio {self.ratio}: one pair at least, and one candidate for each")
+
+    def check(self, members: int) -> None:
+        """Refuse a reward of too few members for the rule.
+
+        Raises:
+            UnsupportedProblem: one network has nobody to disagree with.
+        """
+        if self.rule == "disagreement" and members == 1:
+            raise UnsupportedProblem("disagreement needs an ensemble: give the reward members=3, or choose the rule 'entropy'")
 
     def choose(self, logits: Tensor, count: int) -> Tensor:
         """The places of the ``count`` candidates that the rule ranks first.
@@ -64,15 +74,14 @@ class Query:
             [count].
 
         Raises:
-            UnsupportedProblem: one network has nobody to disagree with.
+            UnsupportedProblem: as ``check`` says.
         """
+        self.check(len(logits))
         if self.rule == "uniform":
             return torch.arange(count, device=logits.device)
         predicted = torch.sigmoid(logits)
         if self.rule == "entropy":
             return (predicted.mean(0) - 0.5).abs().topk(count, largest=False).indices
-        if len(predicted) == 1:
-            raise UnsupportedProblem("disagreement needs an ensemble: give the reward members=3, or choose the rule 'entropy'")
         return predicted.std(0, correction=0).topk(count).indices
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem
 
 __all__ = ["BradleyTerry", "Teacher", "cross_entropy"]
@@ -47,6 +48,7 @@ class Teacher:
     equal_within: float = 0.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not self.rationality >= 0.0:
             raise InvalidProblem(f"rationality is {self.rationality}: it must be 0 (a coin) or more, float('inf') never errs")
         if not 0.0 < self.discount <= 1.0:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import draw_seed
 from bilevel_gym.regularizers import Shannon
@@ -102,6 +103,7 @@ class OffPolicySolver(ABC):
     graph_updates: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name in ("steps", "num_envs", "update_every", "batch_size", "capacity", "target_every"):
             if getattr(self, name) < 1:
                 raise InvalidProblem(f"{name} is {getattr(self, name)}: it must be at least 1")

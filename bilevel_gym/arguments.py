@@ -1,0 +1,97 @@
+"""What a person hands over as JSON: names that are known, numbers that are numbers, mappings that are mappings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
+
+from bilevel_gym.errors import InvalidProblem, UnknownName
+
+__all__ = ["build", "check_names", "check_numbers", "checked"]
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
+
+_KINDS = {
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "Mapping": (Mapping, "a mapping of names to values"),
+}
+_ANNOTATION = re.compile(r"(int|float|Mapping)(\[[^|]*\])?( \| None)?")
+
+
+def check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not among those that are known.
+
+    Raises:
+        UnknownName: the first such one, with all that are known.
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise UnknownName(kind, name, names)
+
+
+def check_numbers(part: Any) -> None:
+    """Refuse a dataclass some of whose numbers are none; called first thing in ``__post_init__``.
+
+    Args:
+        part: a dataclass in a module with ``from __future__ import annotations``. Fields of ``int`` or ``float``, or of one
+            of these or None, are looked at.
+
+    Raises:
+        InvalidProblem: text where a number belongs, or a fraction where a whole one does.
+    """
+    _check((field.name, field.type, getattr(part, field.name)) for field in fields(part) if field.init)
+
+
+def checked(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """A function that refuses arguments which are not of the kind that its annotations say: numbers and mappings.
+
+    Args:
+        make: such as what makes the environment of an id; in a module with ``from __future__ import annotations``.
+    """
+    signature = inspect.signature(make)
+
+    @wraps(make)
+    def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
+        given = signature.bind(*args, **kwargs).arguments
+        _check((name, signature.parameters[name].annotation, value) for name, value in given.items())
+        return make(*args, **kwargs)
+
+    return made
+
+
+def build(kind: str, make: Callable[..., Made], options: Mapping[str, Any]) -> Made:
+    """What a class makes of options that are JSON.
+
+    Args:
+        kind: what the options are of, for the message.
+        make: the class.
+        options: its arguments by name.
+
+    Raises:
+        UnknownName: one that it does not take, with those that it does.
+        InvalidProblem: one that is needed is missing.
+    """
+    signature = inspect.signature(make)
+    check_names(f"option of the {kind}", options, signature.parameters)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise InvalidProblem(f"the {kind} {dict(options)} is incomplete: {error}") from error
+    return make(**options)
+
+
+def _check(given: Iterable[tuple[str, Any, Any]]) -> None:
+    """(name, annotation as text, value) of each."""
+    for name, annotation, value in given:
+        if known := _ANNOTATION.fullmatch(str(annotation)):
+            kind, optional = _KINDS[known[1]], known[3]
+            if not isinstance(value, kind[0]) and not (optional and value is None):
+                raise InvalidProblem(f"{name} is {value!r}: it must be {kind[1]}{', or None' if optional else ''}")

@@ -62,7 +62,7 @@ def gym_preference(
     Args:
         env_id: a Gymnasium id with flat observations, or numbers, dictionaries and tuples of them, and actions in a bounded box or
             finitely many.
-        preset: ``"default"``; ``"demo"`` (minutes on a laptop); ``"tiny"`` (seconds, learns nothing: for checks).
+        preset: ``"default"``; ``"demo"`` and ``"study"`` (minutes on a laptop); ``"tiny"`` (seconds, learns nothing: for checks).
         horizon: steps of an episode; None takes the task's own time limit, or the preset's where that is shorter.
         env_kwargs: arguments of the task.
         discount: γ of the follower.

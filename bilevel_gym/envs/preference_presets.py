@@ -81,6 +81,16 @@ FLAT: dict[str, Preset] = {
         discrete=DiscreteSAC(**_QUICK, hidden=(64, 64)),
         objective=_USUAL,
     ),
+    "study": Preset(
+        horizon=250,
+        temperature=0.05,
+        reward_hidden=(64, 64),
+        continuous=SAC(steps=1000, num_envs=2, update_every=2, learning_starts=1000, batch_size=64, hidden=(128, 128), learning_rate=1e-3),
+        discrete=DiscreteSAC(
+            steps=1000, num_envs=2, update_every=2, learning_starts=1000, batch_size=64, hidden=(64, 64), learning_rate=1e-3
+        ),
+        objective=PreferenceObjective(length=25, pairs=16, initial_pairs=32, capacity=3000, cut="anywhere", trajectories=4, steps=250),
+    ),
     "tiny": Preset(
         horizon=50,
         temperature=0.1,
@@ -90,7 +100,7 @@ FLAT: dict[str, Preset] = {
         objective=PreferenceObjective(length=10, pairs=4, capacity=100, cut="anywhere", trajectories=4, steps=50, held_out_pairs=8),
     ),
 }
-"""For flat observations."""
+"""For flat observations. ``study`` is what ``benchmarks/preference.py`` compares the agents in, with held-out pairs of its own."""
 
 PIXELS: dict[str, Preset] = {
     "default": Preset(

@@ -97,14 +97,19 @@ class Look:
         self.every, self.last, self.objective, self.memory, self.seed = every, last, objective, memory, seed
 
     def __call__(self, agent: Agent, metrics: Mapping[str, float]) -> dict[str, float] | None:
-        """``eval_objective``, the mean loss of the fresh pairs, and the objective's own metrics; None where it is not due."""
+        """``eval_objective``, the mean loss of the fresh pairs, the share of them that are no ties, and the objective's own metrics.
+
+        None where it is not due. Where all pairs are ties, as on CartPole without falls, ``eval_accuracy_fresh`` is ½ and means nothing.
+        """
         step = int(metrics["upper_step"])
         if step % self.every and step < self.last and metrics["env_steps"] < MOST:
             return None
         bilevel = agent.bilevel
         generator = torch.Generator().manual_seed(self.seed)
         evaluation, _ = self.objective.evaluate(bilevel.problem, bilevel.x, bilevel.response, self.memory, generator)
-        return {"eval_objective": float(evaluation.value), **{f"eval_{name}": value for name, value in evaluation.metrics.items()}}
+        decided = (evaluation.fresh.fragments.outcome != 0.5).float().mean()
+        found = {"objective": float(evaluation.value), "decided_fresh": float(decided), **evaluation.metrics}
+        return {f"eval_{name}": value for name, value in found.items()}
 
 
 def looking(objective: PreferenceObjective) -> PreferenceObjective:

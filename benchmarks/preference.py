@@ -205,6 +205,18 @@ def everything(
         raise typer.Exit(f"these runs failed: {failed}")
 
 
+@app.command()
+def report(
+    runs: Folder = RUNS,
+    output: Annotated[Path, typer.Option(help="folder of raw CSV, curves and tables; runs that are gone stay")] = RESULTS,
+) -> None:
+    """Raw CSV, curves and tables of all runs so far, unfinished ones included as far as all seeds have come."""
+    from preference_report import write_report  # beside this file; it needs the extra "benchmarks"
+
+    output.mkdir(parents=True, exist_ok=True)
+    typer.echo(write_report(runs, output, list(TASKS), list(ARMS)))
+
+
 def folder_of(runs: Path, task: str, agent: str, seed: int) -> Path:
     """Where a run is kept."""
     return runs / task / f"{agent}-{seed}"

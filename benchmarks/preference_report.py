@@ -1,0 +1,214 @@
+"""What the runs of ``preference.py`` say: one CSV a task, curves, and tables with 95 % intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from rliable import library, metrics
+from scipy import stats
+
+from bilevel_gym.agents.runs import METRICS
+
+ABOUT = ("agent", "seed", "commit")
+MEASURED = {
+    "true_return": "eval_true_return",
+    "accuracy_fresh": "eval_accuracy_fresh",
+    "decided_fresh": "eval_decided_fresh",
+    "accuracy_held_out": "eval_accuracy_held_out",
+    "correlation_held_out": "eval_correlation_held_out",
+    "objective": "eval_objective",
+    "learned_return": "eval_learned_return",
+}
+"""Names in the CSV and in ``metrics.csv``; the first, third and fourth of them are drawn and tabulated."""
+COUNTED = ("upper_step", "env_steps", "lower_step", "comparisons", "x_updates")
+SHOWN = {"true_return": "true return", "accuracy_fresh": "accuracy, fresh pairs", "accuracy_held_out": "accuracy, held-out pairs"}
+LAST = 5
+"""Looks at the end of a run whose mean is its result."""
+FEWEST = 0.05
+"""Share of fresh pairs that must be no ties for their accuracy to count."""
+REPETITIONS, ALONG = 5000, 500
+"""Resamples behind an interval of the tables, and of the curves."""
+
+Row = dict[str, Any]
+Interval = tuple[float, float, float]
+"""Middle, lower and upper end."""
+
+
+class Finals(NamedTuple):
+    """One arm's results, a number for each seed."""
+
+    values: dict[str, np.ndarray]
+    env_steps: int
+
+
+def collect(runs: Path, task: str, there: Path) -> list[Row]:
+    """All looks of a task: those of the runs' folders, and of the CSV those runs whose folders are not here."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    if there.exists():
+        with there.open(newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault((row["agent"], int(row["seed"])), []).append(row)
+    for about in sorted((runs / task).glob("*.json")):
+        one = json.loads(about.read_text())
+        if (table := about.with_suffix("") / METRICS).exists():
+            with table.open(newline="") as file:
+                looks = [row for row in csv.DictReader(file) if row.get("eval_true_return")]
+            found[one["agent"], one["seed"]] = [
+                {
+                    **{name: one[name] for name in ABOUT},
+                    **{name: row.get(name) or "0" for name in COUNTED},  # an agent that leaves x alone reports no updates
+                    **{name: f"{float(row[column]):.5g}" for name, column in MEASURED.items()},
+                }
+                for row in looks
+            ]
+    return [row for key in sorted(found) for row in found[key]]
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """The raw numbers of a task."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*ABOUT, *COUNTED, *MEASURED])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table_of(rows: Sequence[Row], agent: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One quantity of one arm at the looks that all its seeds have: [seeds, looks], with the mean environment steps [looks]."""
+    seeds = sorted({int(row["seed"]) for row in rows if row["agent"] == agent})
+    curves = [[row for row in rows if row["agent"] == agent and int(row["seed"]) == seed] for seed in seeds]
+    length = min(map(len, curves))
+    values = np.array([[_value(row, name) for row in curve[:length]] for curve in curves])
+    return values, np.mean([[float(row["env_steps"]) for row in curve[:length]] for curve in curves], 0)
+
+
+def finals(rows: Sequence[Row], agent: str) -> Finals:
+    """The mean of each seed's last looks; NaN where none of them had a fresh pair to decide."""
+    values, steps = {}, 0
+    for name in SHOWN:
+        table, env_steps = table_of(rows, agent, name)
+        last = table[:, -LAST:]
+        known = np.isfinite(last)
+        values[name] = np.where(known.any(1), np.nansum(last, 1) / np.maximum(known.sum(1), 1), np.nan)
+        steps = round(env_steps[-1])
+    return Finals(values, steps)
+
+
+def interquartile(values: np.ndarray, repetitions: int | None = None) -> Interval:
+    """The interquartile mean over seeds and its bootstrap interval."""
+    return _bootstrap({"": values[:, None]}, lambda table: np.array([metrics.aggregate_iqm(table)]), repetitions)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> tuple[Interval, Interval]:
+    """Of interquartile means by the bootstrap, and of means by Welch's t, which is the honest one for a handful of seeds."""
+    boot = _bootstrap(
+        {"": (first[:, None], second[:, None])},
+        lambda one, other: np.array([metrics.aggregate_iqm(one) - metrics.aggregate_iqm(other)]),
+    )
+    if np.ptp(first) == np.ptp(second) == 0.0:
+        middle = float(first.mean() - second.mean())
+        return boot, (middle, middle, middle)
+    welch = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return boot, (float(first.mean() - second.mean()), float(welch.low), float(welch.high))
+
+
+def _bootstrap(scores: dict[str, Any], statistic: Callable[..., np.ndarray], repetitions: int | None = None) -> Interval:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # rliable 1.2 names the generator in arch's old way
+        drawn = np.random.RandomState(0)
+        points, ends = library.get_interval_estimates(scores, statistic, reps=repetitions or REPETITIONS, random_state=drawn)
+    return float(points[""][0]), float(ends[""][0, 0]), float(ends[""][1, 0])
+
+
+def _value(row: Row, name: str) -> float:
+    if name == "accuracy_fresh" and float(row["decided_fresh"]) < FEWEST:
+        return float("nan")
+    return float(row[name])
+
+
+def result_table(task: str, rows: Sequence[Row], arms: Sequence[str]) -> str:
+    """Markdown: a row for each arm, interquartile means with their intervals."""
+    lines = [f"| {task} | seeds | environment steps | " + " | ".join(SHOWN.values()) + " |", "|---" * (3 + len(SHOWN)) + "|"]
+    for agent in arms:
+        found = finals(rows, agent)
+        cells = [_cell(values[np.isfinite(values)], name) for name, values in found.values.items()]
+        lines.append(f"| {agent} | {len(found.values['true_return'])} | {found.env_steps:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference_table(task: str, rows: Sequence[Row], arms: Sequence[str], of: str) -> str:
+    """Markdown: one arm against each other, by both intervals."""
+    lines = [f"| {task}: {of} − | " + " | ".join(SHOWN.values()) + " |", "|---" * (1 + len(SHOWN)) + "|"]
+    mine = finals(rows, of).values
+    for agent in arms:
+        if agent == of:
+            continue
+        theirs, cells = finals(rows, agent).values, []
+        for name in SHOWN:
+            one, other = (values[np.isfinite(values)] for values in (mine[name], theirs[name]))
+            enough = min(len(one), len(other)) > 1
+            cells.append(_text(difference(one, other)[1], name) if enough else "–")
+        lines.append(f"| {agent} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray, name: str) -> str:
+    if len(values) == 0:
+        return "–"
+    return _text(interquartile(values), name) if len(values) > 1 else _number(float(values[0]), name)
+
+
+def _text(interval: Interval, name: str) -> str:
+    middle, low, high = (_number(value, name) for value in interval)
+    return f"{middle} [{low}, {high}]"
+
+
+def _number(value: float, name: str) -> str:
+    text = f"{value:.2f}" if "accuracy" in name or abs(value) < 10.0 else f"{value:.1f}" if abs(value) < 100.0 else f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> None:
+    """Three panels: interquartile means over the seeds along environment steps, with their bootstrap intervals."""
+    mpl.use("Agg")
+    figure, axes = plt.subplots(1, len(SHOWN), figsize=(4.6 * len(SHOWN), 3.8))
+    for number, agent in enumerate(arms):
+        for axis, (name, label) in zip(axes, SHOWN.items(), strict=True):
+            values, env_steps = table_of(rows, agent, name)
+            known = np.isfinite(values).sum(0) > 0
+            ends = np.array([interquartile(column[np.isfinite(column)], ALONG) for column in values.T[known]]).reshape(-1, 3)
+            axis.plot(env_steps[known], ends[:, 0], color=f"C{number}", label=agent, linewidth=1.4)
+            axis.fill_between(env_steps[known], ends[:, 1], ends[:, 2], color=f"C{number}", alpha=0.15, linewidth=0)
+            axis.set(title=label, xlabel="environment steps")
+            axis.grid(linewidth=0.3)
+    axes[0].set_ylabel(task)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_report(runs: Path, output: Path, tasks: Sequence[str], arms: Sequence[str]) -> str:
+    """CSV, curves and ``tables.md`` of all runs that are there; the text of the tables."""
+    parts = []
+    for task in tasks:
+        rows = collect(runs, task, output / f"{task}.csv")
+        if not rows:
+            continue
+        write(rows, output / f"{task}.csv")
+        present = [agent for agent in arms if any(row["agent"] == agent for row in rows)]
+        draw(task, rows, present, output / f"{task}.png")
+        parts.append(result_table(task, rows, present))
+        if "sobirl" in present:
+            parts.append(difference_table(task, rows, present, "sobirl"))
+    text = "\n\n".join(parts) + "\n"
+    (output / "tables.md").write_text(text)
+    return text

@@ -1,0 +1,84 @@
+"""The study of preference tasks: its runs and its report, at the smallest size."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module; it finds its neighbour as a script does."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("preference")
+
+
+def test_a_run_goes_on_where_it_was_stopped_and_is_not_done_twice(study: Any, tmp_path: Path) -> None:
+    """Without it an interrupted study would lose what it had, or do everything again; with it each upper step is there once."""
+    arguments = {"task": "CartPole", "agent": "drlhf", "seed": 3, "runs": tmp_path, "preset": "tiny"}
+    folder = study.folder_of(tmp_path, "CartPole", "drlhf", 3)
+    study.run(**arguments, steps=1)
+    assert study.done(folder, 1)
+    assert not study.done(folder, 2)
+    study.run(**arguments, steps=2)
+    metrics, held_out = folder / "metrics.csv", tmp_path / "CartPole" / study.HELD_OUT
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["upper_step"] for row in rows] == ["1", "2"]
+    assert all(0.0 <= float(row["eval_accuracy_held_out"]) <= 1.0 for row in rows)
+    assert json.loads(study.about_of(folder).read_text())["done"]
+    written = [path.stat().st_mtime_ns for path in (metrics, held_out)]
+    study.run(**arguments, steps=2)
+    assert [path.stat().st_mtime_ns for path in (metrics, held_out)] == written
+
+
+def test_a_run_ends_when_its_environment_steps_are_spent(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it an arm that plays for itself would get more environment steps than the others."""
+    monkeypatch.setattr(study, "MOST", 300)
+    study.run("CartPole", "drlhf", 0, tmp_path, "tiny", 9)
+    folder = study.folder_of(tmp_path, "CartPole", "drlhf", 0)
+    with (folder / "metrics.csv").open(newline="") as file:
+        steps = [int(row["env_steps"]) for row in csv.DictReader(file)]
+    assert steps[-1] >= 300
+    assert len(steps) == 1 or steps[-2] < 300
+    assert study.done(folder, 9)
+
+
+def test_report_tells_the_arms_apart(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the tables could name the wrong arm, or count an accuracy over no decided pair; runs that are gone stay in the CSV."""
+    pytest.importorskip("rliable")
+    pytest.importorskip("matplotlib")
+    report = importlib.import_module("preference_report")
+    monkeypatch.setattr(report, "REPETITIONS", 500)
+    rows = [
+        {
+            **dict.fromkeys((*report.ABOUT, *report.COUNTED, *report.MEASURED), 0),
+            "agent": agent,
+            "seed": seed,
+            "env_steps": 1000 * (look + 1),
+            "true_return": level + seed,
+            "accuracy_fresh": 0.8,
+            "decided_fresh": float(agent == "sobirl"),
+        }
+        for agent, level in (("sobirl", 50.0), ("sac", 90.0))
+        for seed in range(4)
+        for look in range(2)
+    ]
+    report.write(rows, tmp_path / "CartPole.csv")
+    text = report.write_report(tmp_path / "none", tmp_path, ["CartPole"], ["sobirl", "sac"])
+    lines = text.splitlines()
+    assert any(line.startswith("| sobirl | 4 | 2,000 | 51.5 [") and "| 0.80 [" in line for line in lines)
+    assert any(line.startswith("| sac | 4 | 2,000 | 91.5 [") and "| – |" in line for line in lines)
+    assert any(line.startswith("| sac | −40.0 [−42.") for line in lines)
+    assert (tmp_path / "CartPole.png").stat().st_size > 10_000
+    (middle, low, high), welch = report.difference(np.arange(5.0), np.arange(5.0) + 1.0)
+    assert low < middle == -1.0 < high
+    assert welch == pytest.approx((-1.0, -1.0 - 2.306, -1.0 + 2.306), abs=1e-3)  # t of 8 degrees of freedom, standard error 1

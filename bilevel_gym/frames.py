@@ -125,14 +125,20 @@ class FrameStacks:
 
 
 def concatenate_states(tables: Sequence[Any]) -> Any:
-    """Tables of states one after the other along the first axis: tensors, or ``FrameStacks``, whose pictures are not copied."""
-    if not isinstance(tables[0], FrameStacks):
+    """Tables of states one after the other along the first axis: tensors, or ``FrameStacks``, whose pictures are not copied; pixels among them become some."""
+    if not any(isinstance(table, FrameStacks) for table in tables):
         return torch.cat(list(tables))
-    begin, indices = 0, []
-    for table in tables:
+    begin, indices, kept = 0, [], [table if isinstance(table, FrameStacks) else _apart(table) for table in tables]
+    for table in kept:
         indices.append(table.index + begin)
         begin += sum(map(len, table.blocks))
-    return FrameStacks(tuple(block for table in tables for block in table.blocks), torch.cat(indices))
+    return FrameStacks(tuple(block for table in kept for block in table.blocks), torch.cat(indices))
+
+
+def _apart(pixels: Tensor) -> FrameStacks:
+    """Pixels [..., stack, height, width] as stacks that share nothing."""
+    shape = pixels.shape[:-2]
+    return FrameStacks((pixels.flatten(0, -3),), torch.arange(shape.numel(), device=pixels.device).view(shape))
 
 
 def to_stacks(states: Any) -> Tensor:

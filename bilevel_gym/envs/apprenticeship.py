@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -16,10 +17,11 @@ from bilevel_gym.envs.vector_env import vectorized
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import dense
 from bilevel_gym.objectives import DemonstrationLikelihood
+from bilevel_gym.preferences import from_minari
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward
-from bilevel_gym.types import LowerSolver
+from bilevel_gym.types import LowerSolver, Trajectory
 from bilevel_gym.worlds import TabularWorld
 
 __all__ = ["Features", "apprenticeship", "apprenticeship_vector", "reward_null_space"]
@@ -33,7 +35,7 @@ def apprenticeship(
     *,
     base: str = "grid",
     features: Features = "state",
-    demonstrations: int | None = None,
+    demonstrations: int | str | None = None,
     horizon: int = 100,
     ridge: float = 0.0,
     discount: float = 0.9,
@@ -69,8 +71,9 @@ def apprenticeship(
         base: ``"chain"``, ``"grid"``, ``"four_rooms"``, or the id of an environment that carries its ``P`` (these need
             ``features="state_action"``, since their rewards depend on the action).
         features: ``"state"`` or ``"state_action"``.
-        demonstrations: how many trajectories the expert shows, drawn at ``reset(seed=…)``; None shows all, d̂ is its exact occupancy.
-        horizon: steps of each.
+        demonstrations: how many trajectories the expert shows, drawn at ``reset(seed=…)``; None shows all, d̂ is its exact occupancy. A name is
+            that of a Minari dataset of the base world's states and actions, whose episodes are shown.
+        horizon: steps of each that is drawn.
         ridge: of ½‖x‖².
         discount: γ.
         temperature: τ.
@@ -82,7 +85,8 @@ def apprenticeship(
         render_mode: ``"rgb_array"`` or ``"ansi"``.
 
     Raises:
-        InvalidProblem: unknown features, or no demonstrations.
+        InvalidProblem: unknown features, or no demonstrations, or those of another world.
+        CheckpointError: there is no such dataset.
         UnsupportedProblem: sampled demonstrations on a base world with several followers.
 
     Version history:
@@ -93,23 +97,30 @@ def apprenticeship(
     regularizer = Shannon(temperature)
     assert world.true_reward is not None
     policy = soft_optimal(world, regularizer, world.true_reward)
-    if demonstrations is not None and (demonstrations < 1 or horizon < 1):
+    if isinstance(demonstrations, int) and (demonstrations < 1 or horizon < 1):
         raise InvalidProblem(
             f"demonstrations is {demonstrations} and horizon {horizon}: the expert shows one trajectory of one step at least, or None for all of them"
         )
     if demonstrations is not None and world.context_weights is not None:
         raise UnsupportedProblem(f"{base} has several followers, whose demonstrations are not drawn: leave demonstrations at None")
 
-    def draw(rng: np.random.Generator) -> BilevelProblem:
-        assert demonstrations is not None
-        shown, start = _shown(world, policy, demonstrations, horizon, rng)
+    def problem(played: Trajectory) -> BilevelProblem:
+        shown, start = _counted(world, played)
         begun = TabularWorld(world.transition, start, discount, world.termination, device=device)
         return BilevelProblem(world, reward, regularizer, DemonstrationLikelihood(shown, world=begun, ridge=ridge, device=device))
 
-    given = BilevelProblem(world, reward, regularizer, DemonstrationLikelihood(occupancy(world, policy), ridge=ridge, device=device))
-    return BilevelEnv(
-        given if demonstrations is None else draw, tabular_solver(solver, sweeps), solve_on_reset=solve_on_reset, render_mode=render_mode
-    )
+    def draw(rng: np.random.Generator) -> BilevelProblem:
+        assert isinstance(demonstrations, int)
+        generator = torch.Generator(device=world.start.device).manual_seed(int(rng.integers(2**63 - 1)))
+        return problem(world.rollout(policy, trajectories=demonstrations, steps=horizon, generator=generator))
+
+    given: BilevelProblem | Callable[[np.random.Generator], BilevelProblem] = draw
+    if demonstrations is None:
+        exact = DemonstrationLikelihood(occupancy(world, policy), ridge=ridge, device=device)
+        given = BilevelProblem(world, reward, regularizer, exact)
+    elif isinstance(demonstrations, str):
+        given = problem(from_minari(demonstrations, world, device=device))
+    return BilevelEnv(given, tabular_solver(solver, sweeps), solve_on_reset=solve_on_reset, render_mode=render_mode)
 
 
 apprenticeship_vector = vectorized(apprenticeship)
@@ -155,10 +166,9 @@ def _indicators(world: TabularWorld, features: Features) -> Tensor:
     raise InvalidProblem(f"features is {features!r}: choose 'state' or 'state_action'")
 
 
-def _shown(world: TabularWorld, policy: Tensor, count: int, steps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """d̂ [S, A] and ρ̂ [S] of so many trajectories."""
-    generator = torch.Generator(device=world.start.device).manual_seed(int(rng.integers(2**63 - 1)))
-    played = world.rollout(policy, trajectories=count, steps=steps, generator=generator)
+def _counted(world: TabularWorld, played: Trajectory) -> tuple[Tensor, Tensor]:
+    """d̂ [S, A] and ρ̂ [S] of trajectories."""
+    count, steps = played.alive.shape
     decay = world.discount ** torch.arange(steps, dtype=torch.float64, device=world.start.device)
     cells = (played.states * world.actions + played.actions).flatten()
     visits = torch.zeros(world.states * world.actions, dtype=torch.float64, device=world.start.device)

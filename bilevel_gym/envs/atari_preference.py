@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilevel_gym.arguments import checked
@@ -31,6 +31,8 @@ def atari_preference(
     query: Mapping[str, Any] | None = None,
     budget: int | None = None,
     half_rate: float | None = None,
+    comparisons: str | None = None,
+    experts: Sequence[str] = (),
     objective: Mapping[str, Any] | None = None,
     solver: LowerSolver | None = None,
     device: str = "cpu",
@@ -78,6 +80,8 @@ def atari_preference(
         query: how further pairs are chosen, such as ``{"rule": "disagreement", "pairs": 8}``; see ``preferences.Query``. None chooses none.
         budget: labels in all, those of the held-out set left out; None does not count.
         half_rate: the step at which half as many labels are asked for as at first; None keeps the rate constant.
+        comparisons: a file that the queue starts with, such as ``preferences.save_comparisons`` writes.
+        experts: names of Minari datasets, whose episodes half of the held-out set is cut from; see ``preferences.from_minari``.
         objective: sizes of the upper level that are not the preset's, such as ``{"length": 25, "pairs": 8}``: of ``length``, ``pairs``,
             ``initial_pairs``, ``capacity``, ``cut``, ``trajectories``, ``steps`` and ``held_out_pairs``; see ``objectives.PreferenceObjective``.
         solver: another follower, in place of the preset's.
@@ -87,6 +91,7 @@ def atari_preference(
     Raises:
         UnknownName: there is no such preset, game, knob, rule or size.
         UnsupportedProblem: one network is asked for disagreement.
+        CheckpointError: no such file of comparisons, or no such dataset.
         MissingExtra: ale-py is not installed.
         InvalidProblem: a number is out of range.
 
@@ -110,4 +115,13 @@ def atari_preference(
         if sizes.authors
         else CNNReward.for_world(world, hidden=hidden, members=members)
     )
-    return pose(world, reward, sizes, temperature=temperature, solver=solver, render_mode=render_mode)
+    return pose(
+        world,
+        reward,
+        sizes,
+        temperature=temperature,
+        comparisons=comparisons,
+        experts=experts,
+        solver=solver,
+        render_mode=render_mode,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -32,6 +32,8 @@ def gym_preference(
     query: Mapping[str, Any] | None = None,
     budget: int | None = None,
     half_rate: float | None = None,
+    comparisons: str | None = None,
+    experts: Sequence[str] = (),
     objective: Mapping[str, Any] | None = None,
     solver: LowerSolver | None = None,
     device: str = "cpu",
@@ -73,6 +75,8 @@ def gym_preference(
         query: how further pairs are chosen, such as ``{"rule": "disagreement", "pairs": 8}``; see ``preferences.Query``. None chooses none.
         budget: labels in all, those of the held-out set left out; None does not count.
         half_rate: the step at which half as many labels are asked for as at first; None keeps the rate constant.
+        comparisons: a file that the queue starts with, such as ``preferences.save_comparisons`` writes.
+        experts: names of Minari datasets, whose episodes half of the held-out set is cut from; see ``preferences.from_minari``.
         objective: sizes of the upper level that are not the preset's, such as ``{"length": 25, "pairs": 8}``: of ``length``, ``pairs``,
             ``initial_pairs``, ``capacity``, ``cut``, ``trajectories``, ``steps`` and ``held_out_pairs``; see ``objectives.PreferenceObjective``.
         solver: another follower, in place of the preset's.
@@ -82,6 +86,7 @@ def gym_preference(
     Raises:
         UnknownName: there is no such preset, knob, rule or size.
         UnsupportedProblem: one network is asked for disagreement.
+        CheckpointError: no such file of comparisons, or no such dataset.
         MissingExtra: the simulator is not installed.
         InvalidProblem: observations or actions are of a kind that no network or solver takes, or episodes shorter than fragments.
 
@@ -94,7 +99,16 @@ def gym_preference(
     make = mujoco_world if "envs.mujoco" in str(spec.entry_point) else _world
     world = make(env_id, discount=discount, horizon=sizes.horizon, endless=True, device=device, **(env_kwargs or {}))
     reward = network_for(world, hidden=sizes.reward_hidden, members=members)
-    return pose(world, reward, sizes, temperature=temperature, solver=solver, render_mode=render_mode)
+    return pose(
+        world,
+        reward,
+        sizes,
+        temperature=temperature,
+        comparisons=comparisons,
+        experts=experts,
+        solver=solver,
+        render_mode=render_mode,
+    )
 
 
 def _world(env_id: str, *, discount: float, horizon: int, endless: bool, device: str, **env_kwargs: Any) -> VectorWorld:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from bilevel_gym.arguments import build, check_names
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import PreferenceObjective
-from bilevel_gym.preferences import Query, Teacher
+from bilevel_gym.preferences import Query, Teacher, from_minari, load_comparisons
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers import SAC, DiscreteSAC
@@ -208,16 +208,40 @@ def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longes
 
 
 def pose(
-    world: World, reward: RewardModel, sizes: Preset, *, temperature: float | None, solver: LowerSolver | None, render_mode: str | None
+    world: World,
+    reward: RewardModel,
+    sizes: Preset,
+    *,
+    temperature: float | None,
+    comparisons: str | None,
+    experts: Sequence[str],
+    solver: LowerSolver | None,
+    render_mode: str | None,
 ) -> BilevelEnv:
     """The outer environment of a world and a reward model, in the sizes of a preset where nothing else is given.
 
+    Args:
+        world: where the follower plays.
+        reward: r_x.
+        sizes: of all else.
+        temperature: τ; None takes the preset's.
+        comparisons: a file that the queue starts with (see ``preferences.load_comparisons``), or None.
+        experts: names of Minari datasets, whose episodes half of the held-out set is cut from.
+        solver: another follower than the preset's.
+        render_mode: of the environment.
+
     Raises:
+        CheckpointError: there is no such file, or no such dataset.
         UnsupportedProblem: one network is asked for disagreement.
+        InvalidProblem: comparisons or experts are of another world, or of other lengths.
     """
-    if sizes.objective.query is not None:
-        sizes.objective.query.check(getattr(reward, "members", 1))
     follower = solver or (sizes.discrete if hasattr(world, "action_count") else sizes.continuous)
     assert follower is not None
     regularizer = Shannon(sizes.temperature if temperature is None else temperature)
-    return BilevelEnv(BilevelProblem(world, reward, regularizer, sizes.objective), follower, solve_on_reset=False, render_mode=render_mode)
+    problem = BilevelProblem(world, reward, regularizer, sizes.objective)
+    steps, device = sizes.objective.episode_steps(problem), reward.device
+    shown = [from_minari(name, world, steps=steps, device=device) for name in experts]
+    known = None if comparisons is None else load_comparisons(comparisons, device=device)[0]
+    objective = replace(sizes.objective, comparisons=known, experts=shown)
+    objective.check(problem)
+    return BilevelEnv(replace(problem, objective=objective), follower, solve_on_reset=False, render_mode=render_mode)

@@ -70,7 +70,7 @@ class EnumeratedPreference(ABC):
         Raises:
             UnsupportedProblem: there are contexts, the fragments are cut anywhere, there are too many of them, or more than one P.
         """
-        self._check(problem)
+        self.check(problem)
         if self.cut != "start":
             raise UnsupportedProblem(
                 "fragments cut anywhere have no closed-form start law: enumerate with cut='start', or use the sampled estimators"
@@ -117,7 +117,12 @@ class EnumeratedPreference(ABC):
             raise UnsupportedProblem(NO_TRUE_REWARD)
         return every.seen(true)
 
-    def _check(self, problem: Problem) -> None:
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that this objective is not for.
+
+        Raises:
+            UnsupportedProblem: there are contexts, or the reference is a table of another world.
+        """
         if getattr(problem.world, "context_weights", None) is not None:
             raise UnsupportedProblem(
                 "there are several followers (contexts), and fragments do not say whose they are: take one follower, in a world of its own"

@@ -16,7 +16,7 @@ from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import as_table, rewards_of
 from bilevel_gym.objectives.enumerated_preference import NO_TRUE_REWARD, EnumeratedPreference
-from bilevel_gym.preferences import Cut, PreferenceBuffer, Query, Teacher, cross_entropy, draw_fragments, labels_due, take
+from bilevel_gym.preferences import Cut, PreferenceBuffer, Query, Teacher, compare, cross_entropy, draw_fragments, labels_due, misfit, take
 from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Trajectory, World
 
 __all__ = ["PreferenceMemory", "PreferenceObjective"]
@@ -126,6 +126,10 @@ class PreferenceObjective(EnumeratedPreference):
             raise InvalidProblem("a budget, a falling rate and a query rule need a queue to train on: give a capacity, such as 3000")
         if self.comparisons is not None and self.capacity == 0:
             raise InvalidProblem("comparisons are kept in the queue: give a capacity, such as 3000")
+        if self.comparisons is not None and self.comparisons.alive.shape[1:] != (2, self.length):
+            raise InvalidProblem(
+                f"comparisons are of {list(self.comparisons.alive.shape[1:])} fragments and steps: here two of {self.length} steps are compared"
+            )
         if isinstance(self.experts, Tensor | Trajectory) or (self.experts and not self.held_out_pairs):
             raise InvalidProblem("experts are a list of policies or trajectories, which play the held-out set: give held_out_pairs, too")
         if isinstance(self.reference, list | tuple | np.ndarray):
@@ -153,6 +157,21 @@ class PreferenceObjective(EnumeratedPreference):
         """Fragments of a tuple: two are compared."""
         return 2
 
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that this objective is not for, before anything is played.
+
+        Raises:
+            UnsupportedProblem: there are contexts, or a query rule asks a single network for disagreement.
+            InvalidProblem: the given comparisons, or an expert's trajectories, are not of this world.
+        """
+        super().check(problem)
+        if self.query is not None:
+            self.query.check(getattr(problem.reward, "members", 1))
+        given = [("comparisons", self.comparisons), *(("experts", one) for one in self.experts if isinstance(one, Trajectory))]
+        for name, steps in given:
+            if steps is not None and (reason := misfit(steps, problem.world)):
+                raise InvalidProblem(f"the {name} are not of this world: {reason}")
+
     def start(self) -> PreferenceMemory:
         """An empty queue, or the given comparisons, and no held-out set yet."""
         queue = PreferenceBuffer(self.capacity)
@@ -169,9 +188,7 @@ class PreferenceObjective(EnumeratedPreference):
                 or a query rule asks a single network for disagreement.
             InvalidProblem: fragments are longer than episodes.
         """
-        self._check(problem)
-        if self.query is not None:
-            self.query.check(getattr(problem.reward, "members", 1))
+        self.check(problem)
         world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
         held_out, truth, spent = memory.held_out, memory.held_out_returns, 0
         if held_out is None and self.held_out_pairs:
@@ -245,8 +262,7 @@ class PreferenceObjective(EnumeratedPreference):
         Raises:
             UnsupportedProblem: they carry no true reward that the teacher could compare.
         """
-        drawn, rewards = draw_fragments(_with_truth(trajectories), 1, 2, self.length, self.cut, generator)
-        return self._labelled(drawn.fragments, rewards, generator)
+        return self._compared(_with_truth(trajectories), 1, generator)
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -294,8 +310,12 @@ class PreferenceObjective(EnumeratedPreference):
         order = torch.randperm(sum(len(one.alive) for one in played), generator=generator, device=generator.device)
         names = ("states", "actions", "alive", "rewards", *(() if any(one.terms is None for one in played) else ("terms",)))
         mixed = Trajectory(**{name: concatenate_states([getattr(one, name) for one in played])[order] for name in names})
-        drawn, rewards = draw_fragments(mixed, self.held_out_pairs, 2, self.length, self.cut, generator)
-        return self._labelled(drawn.fragments, rewards, generator), rewards.sum(-1), spent
+        fragments = self._compared(mixed, self.held_out_pairs, generator)
+        assert fragments.rewards is not None
+        return fragments, fragments.rewards.sum(-1), spent
+
+    def _compared(self, trajectories: Trajectory, pairs: int, generator: torch.Generator) -> Fragments:
+        return compare(trajectories, self.teacher, pairs=pairs, length=self.length, cut=self.cut, generator=generator)
 
 
 def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:

@@ -11,7 +11,7 @@ from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.frames import FrameStacks, concatenate_states
 from bilevel_gym.types import Fragments, Samples, Trajectory
 
-__all__ = ["Cut", "as_samples", "concatenate", "draw_fragments", "draw_places", "gather", "take", "window_sum"]
+__all__ = ["Cut", "as_samples", "concatenate", "draw_fragments", "draw_places", "gather", "misfit", "take", "window_sum"]
 
 COLUMNS = ("actions", "alive", "outcome", "rewards", "terms")
 """What there is of each tuple beside its states."""
@@ -114,6 +114,27 @@ def as_samples(fragments: Fragments) -> Samples:
     rewards, terms = (None if table is None else table.flatten(0, 1) for table in (fragments.rewards, fragments.terms))
     origin = torch.arange(len(alive), device=alive.device).view(fragments.alive.shape[:2])
     return Samples(Trajectory(states, actions, alive, rewards, terms=terms), origin, torch.zeros_like(origin), fragments)
+
+
+def misfit(steps: Trajectory | Fragments, world: Any) -> str | None:
+    """None, or why steps that somebody has kept are not of a world: of another shape, or numbers that it does not have.
+
+    Args:
+        steps: with leading axes as those of ``alive``.
+        world: a table, or a simulator with ``observation_shape``; of any other kind nothing is known.
+    """
+    table = hasattr(world, "transition_at")
+    if not table and not hasattr(world, "observation_shape"):
+        return None
+    counts = (world.states, world.actions) if table else (None, getattr(world, "action_count", None))
+    shapes = () if table else tuple(world.observation_shape), () if counts[1] is not None else (world.action_size,)
+    for name, values, shape, count in zip(("states", "actions"), (steps.states, steps.actions), shapes, counts, strict=True):
+        found = tuple(values.shape[steps.alive.ndim :])
+        if found != shape:
+            return f"its {name} are of shape {list(found)}, and those of the world of shape {list(shape)}"
+        if count is not None and values.numel() and not 0 <= int(values.min()) <= int(values.max()) < count:
+            return f"its {name} are numbers up to {int(values.max())}, and the world has {count} {name}"
+    return None
 
 
 def take(fragments: Fragments, index: Tensor | slice) -> Fragments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from math import inf, isfinite, nan
 
 import torch
@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.preferences.fragments import Cut, draw_fragments
+from bilevel_gym.types import Fragments, Trajectory
 
-__all__ = ["BradleyTerry", "Teacher", "cross_entropy"]
+__all__ = ["BradleyTerry", "Teacher", "compare", "cross_entropy"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,29 @@ class Teacher:
         margin, remembered = (first - second).unbind(-1)
         equal = margin.abs() < self.equal_within
         return equal | (remembered == 0.0) if self.rationality == inf else equal
+
+
+def compare(
+    trajectories: Trajectory, teacher: Teacher, *, pairs: int, length: int, cut: Cut = "anywhere", generator: torch.Generator
+) -> Fragments:
+    """Ask a teacher about pairs of fragments, drawn uniformly from trajectories with true rewards, such as those of ``from_minari``.
+
+    Args:
+        trajectories: [N, T].
+        teacher: who answers.
+        pairs: M.
+        length: H ≤ T.
+        cut: where fragments start.
+        generator: the source of fragments and answers.
+
+    Returns:
+        [M, 2, H], with outcomes and true rewards.
+
+    Raises:
+        InvalidProblem: too few trajectories, or too short ones.
+    """
+    drawn, rewards = draw_fragments(trajectories, pairs, 2, length, cut, generator)
+    return replace(drawn.fragments, outcome=teacher.label(rewards, generator))
 
 
 def BradleyTerry(rationality: float = 1.0) -> Teacher:

@@ -14,6 +14,7 @@ from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
 from bilevel_gym.agents.search import RandomSearch, SearchAgent
+from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.hypergradients import (
     AID,
     AdvantageWeighted,
@@ -23,6 +24,7 @@ from bilevel_gym.hypergradients import (
     Momentum,
     Penalty,
     RandomizedTruncation,
+    SampledPenalty,
     ScoreFunction,
     SecondOrder,
     ZeroOrder,
@@ -153,28 +155,57 @@ def m_sobirl(
 def pbrl(
     env: OuterEnv,
     *,
-    learning_rate: float = 8e-3,
+    learning_rate: float | None = None,
     kind: Kind = "value",
     penalty: float = 10.0,
     growth: float = 0.0,
     policy_learning_rate: float = 1.0,
     policy_steps: int = 1,
+    batch: int = 64,
+    clip: float | None = 1.0,
+    updates_per_step: int | None = None,
+    warmup_updates: int | None = None,
 ) -> HypergradientAgent:
-    """PBRL (Shen, Yang, Chen, ICML 2024), re-implemented: ``hypergradients.Penalty`` and gradient descent (mathematics §7).
+    """PBRL (Shen, Yang, Chen, ICML 2024), re-implemented: x and a policy of the agent's own descend F_λ = f + λ·penalty (mathematics §7).
 
-    x and a policy of the agent's own descend F_λ = f + λ·penalty; the environment's response enters through the penalty alone.
+    On tables ``hypergradients.Penalty`` and gradient descent: the own policy is a table of logits. Where f is a mean over fragments
+    and the world a simulator, as on preference tasks, ``SampledPenalty`` and Adam: the own policy is a second actor of the
+    environment's solver, and all else is shared with ``sobirl`` and ``drlhf``.
 
     Args:
-        env: a tabular outer environment.
-        learning_rate: of x.
-        kind: the ``"value"`` or the ``"bellman"`` penalty.
+        env: a tabular outer environment, or a preference task.
+        learning_rate: of x; None takes 8e-3 on tables, 3e-4 on simulators.
+        kind: the ``"value"`` or the ``"bellman"`` penalty; there is only ``"value"`` on simulators.
         penalty: λ.
         growth: by what share of λ it grows each upper step; 0 keeps it constant, as the paper does.
-        policy_learning_rate: η; the own policy's logits move by η/λ times the gradient of F_λ.
-        policy_steps: steps of the own policy in each upper step.
+        policy_learning_rate: on tables η; the own policy's logits move by η/λ times the gradient of F_λ.
+        policy_steps: on tables steps of the own policy in each upper step; an actor takes those of the environment's solver.
+        batch: on simulators labelled pairs of the own policy for each ∇l.
+        clip: on simulators the penalty's part of the gradient is at most this multiple of the direct one's norm; None does not clip.
+        updates_per_step: of x between two steps of the environment; None takes one on tables, what ``sobirl`` takes on simulators.
+        warmup_updates: further ones before the first step; None takes none on tables, what ``sobirl`` takes on simulators.
     """
+    problem: Any = getattr(env.unwrapped, "problem", None)
+    if problem is not None and not problem.tabular and isinstance(problem.objective, SampledObjective):
+        if kind != "value":
+            raise UnsupportedProblem(
+                f"kind is {kind!r}: the Bellman penalty needs Q* in every state, which only tables have; choose 'value'"
+            )
+        return HypergradientAgent(
+            env,
+            SampledPenalty(penalty=penalty, growth=growth, batch=batch, clip=clip),
+            partial(torch.optim.Adam, lr=_or(learning_rate, 3e-4)),
+            updates_per_step=_or(updates_per_step, 50),
+            warmup_updates=_or(warmup_updates, 200),
+        )
     estimator = Penalty(kind, penalty=penalty, growth=growth, policy_learning_rate=policy_learning_rate, policy_steps=policy_steps)
-    return HypergradientAgent(env, estimator, partial(GradientDescent, lr=learning_rate))
+    return HypergradientAgent(
+        env,
+        estimator,
+        partial(GradientDescent, lr=_or(learning_rate, 8e-3)),
+        updates_per_step=_or(updates_per_step, 1),
+        warmup_updates=_or(warmup_updates, 0),
+    )
 
 
 def parl(

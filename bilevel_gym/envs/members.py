@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class VectorOracle(ProblemOracle):
         """The problems of the batch one by one, each with response, evaluation, generator and counters of its own."""
         return self._env.members()
 
-    def solve(self, x: Tensor, warm: Response | None = None) -> Response:
+    def solve(self, x: Tensor, warm: Response | None = None, *, reward: Any = None) -> Response:
         """The responses at other x's: [B, D]."""
-        response = super().solve(x, warm)
+        response = super().solve(x, warm, reward=reward)
         for counters in self._env.counters:
             counters.lower_step += response.steps
         return response

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Places, Response, Trajectory
+from bilevel_gym.types import AsideObjective, Evaluation, LowerSolver, OuterProblem, Places, Response, Trajectory
 
 __all__ = ["Counters", "ProblemOracle"]
 
@@ -43,18 +43,24 @@ class ProblemOracle:
         self.generator = generator
         self.counters = Counters() if counters is None else counters
 
-    def solve(self, x: Tensor, warm: Response | None = None) -> Response:
-        """The follower's response at another x; a warm start that shares a replay or a simulator is forked first, so that it stays."""
+    def solve(self, x: Tensor, warm: Response | None = None, *, reward: Any = None) -> Response:
+        """The follower's response at another x, or to another reward model than the problem's.
+
+        A warm start that shares a replay or a simulator is forked first, so that it stays.
+        """
+        problem: Any = self.problem if reward is None else replace(cast(Any, self.problem), reward=reward)
         if warm is not None and hasattr(warm.state, "fork"):
             warm = replace(warm, state=warm.state.fork())
-        response = self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self.generator)
+        response = self.solver.solve(problem, x, warm=warm, budget=None, generator=self.generator)
         self.counters.lower_step += response.steps
         self.counters.env_steps += response.env_steps
         return response
 
     def evaluate(self, x: Tensor, response: Response) -> Evaluation:
         """Another look at a response, with a fresh memory that is thrown away."""
-        objective = self.problem.objective
+        objective: Any = self.problem.objective
+        if isinstance(objective, AsideObjective):
+            objective = objective.aside()
         evaluation, _ = objective.evaluate(self.problem, x, response, objective.start(), self.generator)
         self.counters.env_steps += evaluation.env_steps
         self.counters.comparisons += evaluation.comparisons

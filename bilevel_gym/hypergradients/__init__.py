@@ -7,6 +7,7 @@ from bilevel_gym.hypergradients.exact import Exact
 from bilevel_gym.hypergradients.implicit import Implicit
 from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.hypergradients.momentum import Momentum, MomentumState, Repeatable
+from bilevel_gym.hypergradients.own_actor import OwnActorState, SampledPenalty
 from bilevel_gym.hypergradients.penalty import Penalty, PenaltyState
 from bilevel_gym.hypergradients.per_problem import PerProblem
 from bilevel_gym.hypergradients.randomized_truncation import RandomizedTruncation
@@ -26,12 +27,14 @@ __all__ = [
     "Importance",
     "Momentum",
     "MomentumState",
+    "OwnActorState",
     "Penalty",
     "PenaltyState",
     "PerProblem",
     "RandomizedTruncation",
     "Repeatable",
     "RidgeCritic",
+    "SampledPenalty",
     "ScoreFunction",
     "ScoreState",
     "SecondOrder",

@@ -19,6 +19,7 @@ from bilevel_gym.hypergradients.sensitivities import (
     advantages,
     along_continuations,
     carried,
+    limited,
     one_step,
     play_continuations,
     resolvent,
@@ -240,9 +241,7 @@ class ScoreFunction:
         if self.sensitivity is None or unknown or state.evaluations <= self.delay:
             return Hypergradient(direct, direct, torch.zeros_like(direct))
         implicit = self._implicit(at, fresh, state, weight)
-        size = implicit.norm()
-        if self.clip is not None:
-            implicit = implicit * (self.clip * direct.norm() / size.clamp_min(1e-30)).clamp_max(1.0)
+        size, implicit = implicit.norm(), limited(implicit, direct, self.clip)
         return Hypergradient(direct + implicit, direct, implicit, {"norm_implicit_unclipped": float(size)})
 
     def _implicit(self, at: Point, fresh: Samples, state: ScoreState, weight: Tensor | float) -> Tensor:

@@ -6,7 +6,7 @@ A way is given weights and returns the weighted sum of sensitivities; what the w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ __all__ = [
     "advantages",
     "along_continuations",
     "carried",
+    "centred",
+    "limited",
     "one_step",
     "play_continuations",
     "resolvent",
@@ -200,10 +202,26 @@ def advantages(at: Point, fresh: Samples, history: Fragments | None, critic: Cri
     loss = problem.objective.loss(problem, at.x, seen)
     fitted = critic.fit(problem, seen, loss if history is not None else torch.zeros_like(loss), at.generator)
     states, actions = played.states.flatten(0, 1), played.actions.flatten(0, 1)
-    options, chances = problem.world.quadrature(at.response.policy, states, action_samples, at.generator)
+    found = centred(problem, critic, fitted, at.response.policy, states, actions, action_samples, at.generator)
+    return found.view(played.alive.shape) * played.alive
+
+
+@torch.no_grad()
+def centred(
+    problem: Problem,
+    critic: Critic,
+    fitted: Any,
+    policy: Any,
+    states: Any,
+    actions: Tensor,
+    action_samples: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """L(s, a) − E_π L(s, ·), the mean by the world's quadrature: [n, *observation], [n, *action] → [n]."""
+    options, chances = problem.world.quadrature(policy, states, action_samples, generator)
     repeated = states.expand(options.shape[0], *states.shape)
     mean = (chances * critic.evaluate(fitted, repeated.flatten(0, 1), options.flatten(0, 1)).view(chances.shape)).sum(0)
-    found: Tensor = (critic.evaluate(fitted, states, actions) - mean).view(played.alive.shape) * played.alive
+    found: Tensor = critic.evaluate(fitted, states, actions) - mean
     return found
 
 
@@ -215,6 +233,14 @@ def carried(at: Point, fresh: Samples, advantage: Tensor) -> Tensor:
         total = column + at.problem.world.discount * total
         columns.append(total)
     return _centred(torch.stack(columns, 1) * at.step_weights(fresh.trajectories))
+
+
+def limited(implicit: Tensor, direct: Tensor, multiple: float | None) -> Tensor:
+    """The implicit part, scaled down to at most so many times the direct part's norm; as it is where ``multiple`` is None: [D]."""
+    if multiple is None:
+        return implicit
+    shorter: Tensor = implicit * (multiple * direct.norm() / implicit.norm().clamp_min(1e-30)).clamp_max(1.0)
+    return shorter
 
 
 def _span(fresh: Samples, window: Window) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,11 @@ class PreferenceObjective(EnumeratedPreference):
             raise UnsupportedProblem("the problems of a batch have one preference objective: give them the same one")
         return first
 
+    def aside(self) -> PreferenceObjective:
+        """The same f for single looks: fresh pairs, without a queue, a held-out set, more pairs at first, or a budget."""
+        rest = replace(self, initial_pairs=None, held_out_pairs=0, experts=(), comparisons=None)
+        return replace(rest, budget=None, half_rate=None, query=None, capacity=0)
+
     @property
     def per_tuple(self) -> int:
         """Fragments of a tuple: two are compared."""

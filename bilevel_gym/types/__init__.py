@@ -12,6 +12,7 @@ from bilevel_gym.types.flow import MDP, Budget, Evaluation, Fragments, Hypergrad
 from bilevel_gym.types.methods import Estimator, LowerSolver, Oracle
 from bilevel_gym.types.objectives import (
     AdvantageObjective,
+    AsideObjective,
     DiscountedObjective,
     Memory,
     SampledObjective,
@@ -27,6 +28,7 @@ __all__ = [
     "MDP",
     "AdvantageObjective",
     "AllActions",
+    "AsideObjective",
     "Branching",
     "Budget",
     "Buffered",

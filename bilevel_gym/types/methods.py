@@ -37,8 +37,8 @@ class Oracle(Protocol):
         """The source of the estimator's random draws."""
         ...
 
-    def solve(self, x: Tensor, warm: Response | None = None) -> Response:
-        """The follower's response at another x."""
+    def solve(self, x: Tensor, warm: Response | None = None, *, reward: Any = None) -> Response:
+        """The follower's response at another x, or to another ``RewardModel`` than the problem's."""
         ...
 
     def evaluate(self, x: Tensor, response: Response) -> Evaluation:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdvantageObjective",
+    "AsideObjective",
     "DiscountedObjective",
     "Memory",
     "SampledObjective",
@@ -45,6 +46,15 @@ class UpperObjective(Protocol):
 
     def evaluate(self, problem: Any, x: Tensor, response: Response, memory: Any, generator: torch.Generator) -> tuple[Evaluation, Any]:
         """Look at a response; returns what was seen, and the memory afterwards. The memory given is not changed."""
+        ...
+
+
+@runtime_checkable
+class AsideObjective(UpperObjective, Protocol):
+    """An objective whose first look is dearer than the others, or whose looks are rationed."""
+
+    def aside(self) -> UpperObjective:
+        """The same f for single looks that nothing is kept of."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +25,7 @@ LAYERS = ((0,), (1, 2), (3, 4))
 """Every episode goes through one state of each, and ends."""
 RNG = np.random.default_rng(7)
 TRANSITION = np.zeros((STATES, ACTIONS, STATES))
-for here, there in zip(LAYERS[:-1], LAYERS[1:], strict=True):
+for here, there in pairwise(LAYERS):
     for state in here:
         chance = RNG.uniform(0.1, 0.9, ACTIONS)
         TRANSITION[state, :, there[0]], TRANSITION[state, :, there[1]] = chance, 1.0 - chance

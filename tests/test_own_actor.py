@@ -229,7 +229,8 @@ def test_state_goes_through_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"penalty": 0.0}, {"penalty": float("inf")}, {"growth": -1.0}, {"batch": 0}, {"action_samples": 0}, {"history": 0}, {"clip": 0.0}]
+    "options",
+    [{"penalty": 0.0}, {"penalty": float("inf")}, {"growth": -1.0}, {"batch": 0}, {"action_samples": 0}, {"history": 0}, {"clip": 0.0}],
 )
 def test_refusals(options):
     """Numbers that make no penalty are refused before the first step."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         worlds,
     )
     from bilevel_gym.envs.bilevel_env import BilevelEnv
+    from bilevel_gym.envs.wrap import wrap_env
     from bilevel_gym.problem import BilevelProblem, ConvexProblem
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ _NAMES = {
     "BilevelEnv": "bilevel_gym.envs.bilevel_env",
     "BilevelProblem": "bilevel_gym.problem",
     "ConvexProblem": "bilevel_gym.problem",
+    "wrap_env": "bilevel_gym.envs.wrap",
 }
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "testing",
     "types",
     "worlds",
+    "wrap_env",
 ]
 
 

@@ -23,6 +23,7 @@ from bilevel_gym.envs.tabular_preference import preference_null_space, tabular_p
 from bilevel_gym.envs.tax_design import Households, tax_design
 from bilevel_gym.envs.true_reward import with_true_reward
 from bilevel_gym.envs.vector_env import BilevelVectorEnv
+from bilevel_gym.envs.wrap import wrap_env
 
 __all__ = [
     "FLAT",
@@ -66,4 +67,5 @@ __all__ = [
     "tabular_preference",
     "tax_design",
     "with_true_reward",
+    "wrap_env",
 ]

@@ -7,10 +7,8 @@ from typing import Any
 
 from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
-from bilevel_gym.envs.preference_presets import PIXELS, asking, choose, pose
-from bilevel_gym.rewards import CNNReward
+from bilevel_gym.envs.wrap import wrap_env
 from bilevel_gym.types import LowerSolver
-from bilevel_gym.worlds import AtariWorld
 
 __all__ = ["atari_preference"]
 
@@ -98,30 +96,23 @@ def atari_preference(
     Version history:
         v0: the first.
     """
-    asked = asking(rationality=rationality, teacher=teacher, query=query, budget=budget, half_rate=half_rate, objective=objective)
-    sizes = choose(PIXELS, preset, horizon, None, asked)
-    world = AtariWorld(
-        game,
-        discount,
-        horizon=sizes.horizon,
-        full_action_space=full_action_space,
-        sticky=sticky,
-        clip_rewards=sizes.authors,
-        device=device,
-    )
-    hidden = sizes.reward_hidden[-1]
-    reward = (
-        CNNReward.for_world(world, hidden=hidden, members=members, norm="batch", dropout=0.5, squash="clip")
-        if sizes.authors
-        else CNNReward.for_world(world, hidden=hidden, members=members)
-    )
-    return pose(
-        world,
-        reward,
-        sizes,
+    return wrap_env(
+        f"ALE/{game}-v5",
+        objective=objective or "preference",
+        preset=preset,
+        horizon=horizon,
+        env_kwargs={"full_action_space": full_action_space, "sticky": sticky},
+        discount=discount,
         temperature=temperature,
+        members=members,
+        solver=solver,
+        device=device,
+        render_mode=render_mode,
+        rationality=rationality,
+        teacher=teacher,
+        query=query,
+        budget=budget,
+        half_rate=half_rate,
         comparisons=comparisons,
         experts=experts,
-        solver=solver,
-        render_mode=render_mode,
     )

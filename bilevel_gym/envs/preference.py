@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
-
 from bilevel_gym.arguments import checked
 from bilevel_gym.envs.bilevel_env import BilevelEnv
-from bilevel_gym.envs.preference_presets import FLAT, asking, choose, pose
-from bilevel_gym.rewards import network_for
+from bilevel_gym.envs.wrap import wrap_env
 from bilevel_gym.types import LowerSolver
-from bilevel_gym.worlds import VectorWorld, mujoco_world
 
 __all__ = ["gym_preference"]
 
@@ -93,23 +89,23 @@ def gym_preference(
     Version history:
         v0: the first.
     """
-    spec = gym.spec(env_id)
-    asked = asking(rationality=rationality, teacher=teacher, query=query, budget=budget, half_rate=half_rate, objective=objective)
-    sizes = choose(FLAT, preset, horizon, spec.max_episode_steps, asked)
-    make = mujoco_world if "envs.mujoco" in str(spec.entry_point) else _world
-    world = make(env_id, discount=discount, horizon=sizes.horizon, endless=True, device=device, **(env_kwargs or {}))
-    reward = network_for(world, hidden=sizes.reward_hidden, members=members)
-    return pose(
-        world,
-        reward,
-        sizes,
+    return wrap_env(
+        env_id,
+        objective=objective or "preference",
+        preset=preset,
+        horizon=horizon,
+        env_kwargs=env_kwargs,
+        discount=discount,
         temperature=temperature,
+        members=members,
+        solver=solver,
+        device=device,
+        render_mode=render_mode,
+        rationality=rationality,
+        teacher=teacher,
+        query=query,
+        budget=budget,
+        half_rate=half_rate,
         comparisons=comparisons,
         experts=experts,
-        solver=solver,
-        render_mode=render_mode,
     )
-
-
-def _world(env_id: str, *, discount: float, horizon: int, endless: bool, device: str, **env_kwargs: Any) -> VectorWorld:
-    return VectorWorld(env_id, discount, horizon=horizon, endless=endless, env_kwargs=env_kwargs, device=device)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from bilevel_gym.arguments import build, check_names
-from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import PreferenceObjective
 from bilevel_gym.preferences import Query, Teacher, from_minari, load_comparisons
 from bilevel_gym.problem import BilevelProblem
-from bilevel_gym.regularizers import Shannon
 from bilevel_gym.solvers import SAC, DiscreteSAC
-from bilevel_gym.types import LowerSolver, RewardModel, World
+from bilevel_gym.types import World
 
-__all__ = ["FLAT", "PIXELS", "Preset", "asking", "choose", "pose"]
+__all__ = ["FLAT", "PIXELS", "PreferenceOptions", "Preset", "asking", "choose", "comparing"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,25 @@ class Preset:
     """The follower where actions are a box."""
     authors: bool = False
     """Whether r_x has the authors' batch norm, dropout and clip, and the teacher sees clipped rewards."""
+
+    @property
+    def trajectories(self) -> int:
+        """Trajectories of an evaluation."""
+        assert self.objective.trajectories is not None
+        return self.objective.trajectories
+
+    def follower(self, world: World) -> SAC | DiscreteSAC:
+        """The solver that takes the world's actions.
+
+        Raises:
+            InvalidProblem: there is none.
+        """
+        solver = self.discrete if hasattr(world, "action_count") else self.continuous
+        if solver is None:
+            raise InvalidProblem(
+                "no follower here acts in a box and sees pictures: give a solver, such as solvers.from_sb3(SAC, policy='CnnPolicy'), or observations in a flat box"
+            )
+        return solver
 
 
 _USUAL = PreferenceObjective(
@@ -152,12 +169,12 @@ _SIZES = ("length", "pairs", "initial_pairs", "capacity", "cut", "trajectories",
 
 def asking(
     *,
-    rationality: float,
-    teacher: Mapping[str, float] | None,
-    query: Mapping[str, Any] | None,
-    budget: int | None,
-    half_rate: float | None,
-    objective: Mapping[str, Any] | None,
+    rationality: float = 1.0,
+    teacher: Mapping[str, float] | None = None,
+    query: Mapping[str, Any] | None = None,
+    budget: int | None = None,
+    half_rate: float | None = None,
+    objective: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Who is asked about what, and how often, out of arguments that are JSON: options of a ``PreferenceObjective``.
 
@@ -183,7 +200,7 @@ def asking(
     }
 
 
-def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longest: int | None, asked: Mapping[str, Any]) -> Preset:
+def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longest: int | None) -> Preset:
     """A preset by its name, with episodes of the length that is asked for, or that the task has.
 
     Args:
@@ -191,57 +208,59 @@ def choose(presets: Mapping[str, Preset], name: str, horizon: int | None, longes
         name: a key of it.
         horizon: steps of an episode; None takes the preset's, but no more than ``longest``.
         longest: the task's own time limit; None where it has none.
-        asked: what of its objective is otherwise (see ``asking``).
 
     Raises:
         UnknownName: there is no such preset.
-        InvalidProblem: an episode is shorter than a fragment.
     """
     check_names("preset", [name], presets)
     sizes = presets[name]
-    objective = replace(sizes.objective, **asked)
-    steps = horizon if horizon is not None else min(sizes.horizon, longest or sizes.horizon)
-    if steps < objective.length:
-        raise InvalidProblem(f"episodes of {steps} steps are shorter than a fragment, which has {objective.length}: make horizon larger")
-    played = None if objective.steps is None else min(objective.steps, steps)
-    return replace(sizes, horizon=steps, objective=replace(objective, steps=played))
+    return replace(sizes, horizon=horizon if horizon is not None else min(sizes.horizon, longest or sizes.horizon))
 
 
-def pose(
-    world: World,
-    reward: RewardModel,
+class PreferenceOptions(TypedDict, total=False):
+    """What tasks with comparisons take; see ``gym_preference`` for each."""
+
+    rationality: float
+    teacher: Mapping[str, float] | None
+    query: Mapping[str, Any] | None
+    budget: int | None
+    half_rate: float | None
+    comparisons: str | None
+    experts: Sequence[str]
+
+
+def comparing(
+    problem: BilevelProblem,
     sizes: Preset,
     *,
-    temperature: float | None,
-    comparisons: str | None,
-    experts: Sequence[str],
-    solver: LowerSolver | None,
-    render_mode: str | None,
-) -> BilevelEnv:
-    """The outer environment of a world and a reward model, in the sizes of a preset where nothing else is given.
+    comparisons: str | None = None,
+    experts: Sequence[str] = (),
+    **asked: Any,
+) -> PreferenceObjective:
+    """The upper level of a preset, with what is asked for, in episodes of its horizon.
 
     Args:
-        world: where the follower plays.
-        reward: r_x.
+        problem: world and reward; its objective does not count.
         sizes: of all else.
-        temperature: τ; None takes the preset's.
         comparisons: a file that the queue starts with (see ``preferences.load_comparisons``), or None.
         experts: names of Minari datasets, whose episodes half of the held-out set is cut from.
-        solver: another follower than the preset's.
-        render_mode: of the environment.
+        **asked: see ``asking``.
 
     Raises:
+        UnknownName: a knob, a rule or a size that does not exist.
         CheckpointError: there is no such file, or no such dataset.
         UnsupportedProblem: one network is asked for disagreement.
-        InvalidProblem: comparisons or experts are of another world, or of other lengths.
+        InvalidProblem: comparisons or experts are of another world, or of other lengths, or an episode is shorter than a fragment.
     """
-    follower = solver or (sizes.discrete if hasattr(world, "action_count") else sizes.continuous)
-    assert follower is not None
-    regularizer = Shannon(sizes.temperature if temperature is None else temperature)
-    problem = BilevelProblem(world, reward, regularizer, sizes.objective)
-    steps, device = sizes.objective.episode_steps(problem), reward.device
-    shown = [from_minari(name, world, steps=steps, device=device) for name in experts]
+    objective = replace(sizes.objective, **asking(**asked))
+    if sizes.horizon < objective.length:
+        raise InvalidProblem(
+            f"episodes of {sizes.horizon} steps are shorter than a fragment, which has {objective.length}: make horizon larger"
+        )
+    objective = replace(objective, steps=None if objective.steps is None else min(objective.steps, sizes.horizon))
+    steps, device = objective.episode_steps(problem), problem.reward.device
+    shown = [from_minari(name, problem.world, steps=steps, device=device) for name in experts]
     known = None if comparisons is None else load_comparisons(comparisons, device=device)[0]
-    objective = replace(sizes.objective, comparisons=known, experts=shown)
+    objective = replace(objective, comparisons=known, experts=shown)
     objective.check(problem)
-    return BilevelEnv(replace(problem, objective=objective), follower, solve_on_reset=False, render_mode=render_mode)
+    return objective

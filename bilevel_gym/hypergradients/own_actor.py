@@ -132,7 +132,7 @@ class SampledPenalty:
         by_x = torch.zeros_like(direct)
         if own is not best:
             by_x = scale * gradients(lambda leaf: _earned(problem, leaf, best) - _earned(problem, leaf, own), x)[0]
-        size, by_x = float(by_x.norm()), limited(by_x, direct, self.clip)
+        size, by_x = float(by_x.norm()), limited(by_x, direct, self.clip, problem.objective)
         stats = {
             "objective_own": state.value,
             "objective_response": float(evaluation.value),

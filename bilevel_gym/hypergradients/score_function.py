@@ -94,7 +94,8 @@ class ScoreFunction:
             they are played once, whatever the number of estimates.
         history: earlier fragments that L is fitted on, at most.
         clip: the implicit part is scaled down to at most this multiple of the direct part's norm, a guard against its variance, which
-            grows as 1/(τ(1−γ)); None leaves it as it is. A clipped estimate is biased in length, not in the direction of its parts.
+            grows as 1/(τ(1−γ)); None leaves it as it is, and so does an objective whose l does not depend on x. A clipped estimate is
+            biased in length, not in the direction of its parts.
         delay: evaluations before the implicit part sets in (the released code waits for 1e5 environment steps).
         stale: whether scores are those of the batch out of the queue, as in the released code, and not those of the fresh fragments:
             biased, since older policies have played most of it. For ``"one_step"`` and ``"exact"``.
@@ -241,7 +242,7 @@ class ScoreFunction:
         if self.sensitivity is None or unknown or state.evaluations <= self.delay:
             return Hypergradient(direct, direct, torch.zeros_like(direct))
         implicit = self._implicit(at, fresh, state, weight)
-        size, implicit = implicit.norm(), limited(implicit, direct, self.clip)
+        size, implicit = implicit.norm(), limited(implicit, direct, self.clip, problem.objective)
         return Hypergradient(direct + implicit, direct, implicit, {"norm_implicit_unclipped": float(size)})
 
     def _implicit(self, at: Point, fresh: Samples, state: ScoreState, weight: Tensor | float) -> Tensor:

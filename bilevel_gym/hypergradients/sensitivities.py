@@ -235,9 +235,12 @@ def carried(at: Point, fresh: Samples, advantage: Tensor) -> Tensor:
     return _centred(torch.stack(columns, 1) * at.step_weights(fresh.trajectories))
 
 
-def limited(implicit: Tensor, direct: Tensor, multiple: float | None) -> Tensor:
-    """The implicit part, scaled down to at most so many times the direct part's norm; as it is where ``multiple`` is None: [D]."""
-    if multiple is None:
+def limited(implicit: Tensor, direct: Tensor, multiple: float | None, objective: Any) -> Tensor:
+    """The implicit part, scaled down to at most so many times the direct part's norm: [D].
+
+    As it is where ``multiple`` is None, and where l does not depend on x, so that there is no direct part to compare it with.
+    """
+    if multiple is None or not getattr(objective, "direct", True):
         return implicit
     shorter: Tensor = implicit * (multiple * direct.norm() / implicit.norm().clamp_min(1e-30)).clamp_max(1.0)
     return shorter

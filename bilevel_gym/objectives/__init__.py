@@ -6,6 +6,7 @@ from bilevel_gym.objectives.policy import ExplicitObjective, QuadraticObjective
 from bilevel_gym.objectives.preference import PreferenceMemory, PreferenceObjective
 from bilevel_gym.objectives.regulation import RegulationCost
 from bilevel_gym.objectives.returns import ReturnObjective
+from bilevel_gym.objectives.sampled_return import SampledReturn
 
 __all__ = [
     "LARGEST_ENUMERATION",
@@ -17,6 +18,7 @@ __all__ = [
     "QuadraticObjective",
     "RegulationCost",
     "ReturnObjective",
+    "SampledReturn",
     "enumerate_fragments",
     "fragments_of",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from math import ceil, inf, log, nan
+from math import ceil, inf, nan
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import as_table, rewards_of
-from bilevel_gym.objectives.enumerated_preference import NO_TRUE_REWARD, EnumeratedPreference
+from bilevel_gym.objectives.enumerated_preference import EnumeratedPreference
+from bilevel_gym.objectives.playing import both_returns, play, steps_with_tail, with_truth
 from bilevel_gym.preferences import Cut, PreferenceBuffer, Query, Teacher, compare, cross_entropy, draw_fragments, labels_due, misfit, take
 from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Trajectory, World
 
@@ -200,9 +201,9 @@ class PreferenceObjective(EnumeratedPreference):
             held_out, truth, spent = self._held_out(problem, world, generator)
         due, more = self._due(memory)
         pairs, steps = due or self.pairs, self._steps(problem)
-        trajectories = shown = _play(world, response.policy, self.trajectories or 2 * pairs, steps, generator)
+        trajectories = shown = play(world, response.policy, self.trajectories or 2 * pairs, steps, generator)
         if self.reference is not None:
-            shown = _play(world, self.reference, self.trajectories or 2 * pairs, steps, generator)
+            shown = play(world, self.reference, self.trajectories or 2 * pairs, steps, generator)
             spent += shown.alive.numel()
         fresh, rewards = draw_fragments(shown, pairs, 2, self.length, self.cut, generator)
         queue = memory.queue
@@ -214,8 +215,7 @@ class PreferenceObjective(EnumeratedPreference):
         logits = self.logits(problem, x, fresh.fragments)
         metrics = {
             "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome) if due else nan,
-            "true_return": float(_total(trajectories)),
-            "learned_return": float((rewards_of(problem.reward, x, trajectories) * trajectories.alive).sum(-1).mean()),
+            **both_returns(problem, x, trajectories),
         }
         if held_out is not None and truth is not None:
             learned = self.returns(problem, x, held_out).mean(0)
@@ -267,7 +267,7 @@ class PreferenceObjective(EnumeratedPreference):
         Raises:
             UnsupportedProblem: they carry no true reward that the teacher could compare.
         """
-        return self._compared(_with_truth(trajectories), 1, generator)
+        return self._compared(with_truth(trajectories), 1, generator)
 
     # ------------------------------------------------------------------------------------------ parts
 
@@ -284,11 +284,10 @@ class PreferenceObjective(EnumeratedPreference):
         return fresh, chosen
 
     def _steps(self, problem: Problem) -> int:
-        discount, horizon = problem.world.discount, getattr(problem.world, "horizon", None)
+        horizon = getattr(problem.world, "horizon", None)
         if horizon is not None and horizon < self.length:
             raise InvalidProblem(f"fragments of {self.length} steps do not fit into episodes of {horizon}: shorten them")
-        steps = self.steps or self.length + (ceil(log(0.01) / log(discount)) if discount > 0 else 0)
-        return steps if horizon is None else min(steps, horizon)
+        return steps_with_tail(problem.world, self.length, self.steps)
 
     def _labelled(self, fragments: Fragments, rewards: Tensor, generator: torch.Generator) -> Fragments:
         return replace(fragments, outcome=self.teacher.label(rewards, generator))
@@ -303,14 +302,14 @@ class PreferenceObjective(EnumeratedPreference):
     def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, Tensor, int]:
         """Pairs out of what sixteen random policies and the experts play, each compared with any other; true returns; environment steps."""
         steps, share = self.episode_steps(problem), min(ceil(self.held_out_pairs / 8), 4)
-        played = [_play(world, world.exploratory(generator), share, steps, generator) for _ in range(16)]
+        played = [play(world, world.exploratory(generator), share, steps, generator) for _ in range(16)]
         spent = sum(one.alive.numel() for one in played)
         for expert in self.experts:
             count = ceil(16 * share / len(self.experts))
             if isinstance(expert, Trajectory):
-                played.append(_some(_with_truth(expert), count, steps, generator))
+                played.append(_some(with_truth(expert), count, steps, generator))
             else:
-                played.append(_play(world, expert, count, steps, generator))
+                played.append(play(world, expert, count, steps, generator))
                 spent += played[-1].alive.numel()
         order = torch.randperm(sum(len(one.alive) for one in played), generator=generator, device=generator.device)
         names = ("states", "actions", "alive", "rewards", *(() if any(one.terms is None for one in played) else ("terms",)))
@@ -321,16 +320,6 @@ class PreferenceObjective(EnumeratedPreference):
 
     def _compared(self, trajectories: Trajectory, pairs: int, generator: torch.Generator) -> Fragments:
         return compare(trajectories, self.teacher, pairs=pairs, length=self.length, cut=self.cut, generator=generator)
-
-
-def _play(world: World, policy: object, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
-    return _with_truth(world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator))
-
-
-def _with_truth(played: Trajectory) -> Trajectory:
-    if played.rewards is None:
-        raise UnsupportedProblem(NO_TRUE_REWARD)
-    return played
 
 
 def _some(trajectories: Trajectory, count: int, steps: int, generator: torch.Generator) -> Trajectory:
@@ -359,8 +348,3 @@ def _accuracy(logit: Tensor, outcome: Tensor) -> float:
         return 0.5
     agreement = logit.sign() * (outcome - 0.5).sign()  # 1 where the order is right, 0 where r_x knows of none
     return float((0.5 + 0.5 * agreement)[decided].mean())
-
-
-def _total(trajectories: Trajectory) -> Tensor:
-    assert trajectories.rewards is not None
-    return (trajectories.rewards * trajectories.alive).sum(-1).mean()

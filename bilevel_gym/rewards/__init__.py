@@ -3,6 +3,7 @@
 from bilevel_gym.rewards.all_actions import AllActionsReward
 from bilevel_gym.rewards.box import Box, CornerBox
 from bilevel_gym.rewards.environment import EnvironmentReward
+from bilevel_gym.rewards.features import FeatureReward
 from bilevel_gym.rewards.fitting import network_for
 from bilevel_gym.rewards.function import FunctionReward
 from bilevel_gym.rewards.incentive import IncentiveReward
@@ -22,6 +23,7 @@ __all__ = [
     "CornerBox",
     "DiscreteMLPReward",
     "EnvironmentReward",
+    "FeatureReward",
     "FunctionReward",
     "IncentiveReward",
     "LinearReward",

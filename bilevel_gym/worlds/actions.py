@@ -96,6 +96,16 @@ def action_kind(space: gym.Space[Any], name: str, device: torch.device) -> BoxAc
         return Choices(int(space.n), device)
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
         raise InvalidProblem(
-            f"{name} has actions {space}: a flat Box with finite bounds or a Discrete space is needed; register it wrapped in gymnasium.wrappers.TransformAction"
+            f"{name} has actions {space}: a flat Box with finite bounds or a Discrete space is needed; give a function that makes it {_cure(space)}"
         )
     return BoxActions(*(torch.from_numpy(edge.astype(np.float32)).to(device) for edge in (space.low, space.high)))
+
+
+def _cure(space: gym.Space[Any]) -> str:
+    """What to wrap it in."""
+    wrapper = "in gymnasium.wrappers.TransformAction(env, function, space), where"
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return f"{wrapper} space is a Box with the bounds that make sense and function passes actions on, or scales them"
+    if isinstance(space, gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
+        return f"{wrapper} space is Discrete, a number for each combination, and function turns the number into it (numpy.unravel_index)"
+    return f"{wrapper} space is a flat Box or Discrete, and function turns its actions into those of the environment"

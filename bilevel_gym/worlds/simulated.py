@@ -234,6 +234,8 @@ def _render(env: gym.Env[Any, Any], name: str) -> np.ndarray:
     cure = "set MUJOCO_GL=egl where there is no display (Debian: apt-get install libegl1)" if mujoco else "install bilevel-gym[plot]"
     if mujoco and (reason := _without_gl.get(os.environ.get("MUJOCO_GL"))):
         raise CannotRender(f"{name} cannot be drawn here ({reason}); {cure}")
+    if env.render_mode is None:
+        raise CannotRender(f"{name} cannot be drawn: the function that makes it needs an argument render_mode, and to pass it on")
     try:
         return np.asarray(env.render())
     except Exception as error:  # whatever the many libraries below raise

@@ -1,14 +1,15 @@
-"""Any Gymnasium environment with flat observations, played for a fixed number of steps."""
+"""Any Gymnasium environment with flat observations, or stacks of pictures, played for a fixed number of steps."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -24,32 +25,33 @@ __all__ = ["Endless", "VectorWorld"]
 
 @dataclass(frozen=True)
 class VectorWorld(SimulatedWorld):
-    """A registered Gymnasium environment as a world: a description, from which live copies are opened.
+    """A Gymnasium environment as a world: a description, from which live copies are opened.
 
-    Every episode has ``horizon`` steps: the time limit is replaced, and where the environment has a switch
+    Every episode has ``horizon`` steps: the time limit is replaced, and where a registered environment has a switch
     ``terminate_when_unhealthy`` (MuJoCo) it is turned off. Otherwise the length of an episode would tell the follower about
     the true reward, whatever r_x says. What still ends an episode early is hidden by ``endless=True``.
 
     Observations that are numbers, dictionaries or tuples are flattened (Gymnasium's ``FlattenObservation``: a discrete part becomes
-    an indicator vector).
+    an indicator vector). Stacks of pictures, [stack, height, width] uint8, stay as they are.
 
     Args:
-        env_id: a registered id, such as ``"Pendulum-v1"``; ``"module:id"`` imports the module first.
+        env: a registered id, such as ``"Pendulum-v1"``, where ``"module:id"`` imports the module first; or a function that makes an
+            environment, a new one at each call. If it has an argument ``render_mode`` it is asked for pictures by it.
         discount: γ in [0, 1).
         horizon: steps of an episode.
         endless: whether an end before the horizon is hidden (see ``Endless``).
         terms: names of numbers that each step's ``info`` has, such as ``"reward_forward"``: trajectories and replay keep them for
             ``rewards.RewardTerms``.
-        env_kwargs: more arguments of ``gymnasium.make``; these win over ``terminate_when_unhealthy=False``.
+        env_kwargs: more arguments of ``gymnasium.make``, which win over ``terminate_when_unhealthy=False``; or of the function.
         vectorization: ``"sync"`` steps the copies in turn, ``"async"`` each in a process of its own, for slow simulators.
         device: where the tensors go.
 
     Raises:
-        InvalidProblem: observations cannot be made a flat box, actions are neither a bounded flat box nor finitely many, or a number is
-            out of range.
+        InvalidProblem: observations are neither pictures nor can be made a flat box, actions are neither a bounded flat box nor finitely
+            many, a number is out of range, or the function makes something else.
     """
 
-    env_id: str
+    env: str | Callable[..., gym.Env[Any, Any]]
     discount: float
     _: KW_ONLY
     horizon: int
@@ -59,9 +61,11 @@ class VectorWorld(SimulatedWorld):
     vectorization: Literal["sync", "async"] = "sync"
     device: str | torch.device = "cpu"
     observation_shape: tuple[int, ...] = field(init=False, compare=False)
-    """[observation]."""
-    observation_size: int = field(init=False, compare=False)
-    """Numbers in an observation."""
+    """[observation], or [stack, height, width]."""
+    observation_size: int = field(init=False, compare=False, repr=False)
+    """Numbers in a flat observation."""
+    time_limit: int | None = field(init=False, compare=False, repr=False)
+    """Steps after which the environment by itself would cut an episode off; None where it would not."""
     action_size: int = field(init=False, compare=False, repr=False)
     """Numbers in an action, where actions are a box."""
     action_low: Tensor = field(init=False, compare=False, repr=False)
@@ -73,11 +77,14 @@ class VectorWorld(SimulatedWorld):
 
     def __post_init__(self) -> None:
         check_times(self.discount, self.horizon)
-        arguments = {**_fixed_length(gym.spec(self.env_id)), **dict(self.env_kwargs)}
+        given = _fixed_length(gym.spec(self.env)) if isinstance(self.env, str) else {}
+        arguments = {**given, **dict(self.env_kwargs)}
         self._set(env_kwargs=tuple(sorted(arguments.items())), device=torch.device(self.device))
+        self._set(time_limit=self._limit())
         with self._make() as env:
-            self._describe(env, self.env_id)
-        self._set(observation_size=self.observation_shape[0])
+            self._describe(env, _called(self.env))
+        if len(self.observation_shape) == 1:
+            self._set(observation_size=self.observation_shape[0])
 
     def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         kind = gym.vector.AsyncVectorEnv if self.vectorization == "async" else gym.vector.SyncVectorEnv
@@ -86,12 +93,33 @@ class VectorWorld(SimulatedWorld):
         )  # ``Simulation`` copies
 
     def _make(self, horizon: int | None = None, **options: Any) -> gym.Env[Any, Any]:
-        env = gym.make(self.env_id, max_episode_steps=-1, disable_env_checker=True, **options, **dict(self.env_kwargs))
+        env = _without_limits(self._new(**options))
         if isinstance(env.action_space, spaces.Discrete) and env.action_space.start:
             first, count = env.action_space.start, env.action_space.n
             env = gym.wrappers.TransformAction(env, lambda action: action + first, spaces.Discrete(count))
-        env = _flat(env, self.env_id)
+        env = _readable(env, _called(self.env))
         return gym.wrappers.TimeLimit(Endless(env) if self.endless else env, horizon or self.horizon)
+
+    def _new(self, **options: Any) -> gym.Env[Any, Any]:
+        """One copy as it comes."""
+        given = dict(self.env_kwargs)
+        if isinstance(self.env, str):
+            return gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **options, **given)
+        takes = inspect.signature(self.env).parameters.values()
+        known = {name for name in options if any(name == one.name or one.kind is one.VAR_KEYWORD for one in takes)}
+        env = self.env(**{name: options[name] for name in known}, **given)
+        if not isinstance(env, gym.Env):
+            raise InvalidProblem(
+                f"{_called(self.env)} made a {type(env).__name__}: give a function that makes a gymnasium.Env at each call"
+            )
+        return env
+
+    def _limit(self) -> int | None:
+        if isinstance(self.env, str):
+            return gym.spec(self.env).max_episode_steps
+        env = self._new()
+        env.close()
+        return None if env.spec is None else env.spec.max_episode_steps
 
 
 class Endless(gym.Wrapper[Any, Any, Any, Any]):
@@ -117,14 +145,34 @@ class Endless(gym.Wrapper[Any, Any, Any, Any]):
 keeps(Endless)
 
 
-def _flat(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
-    """The environment with observations in a flat box."""
-    if not _flattens(env.observation_space):
-        raise InvalidProblem(
-            f"{name} has observations {env.observation_space}: a flat Box is needed, or numbers, dictionaries and tuples of them; "
-            "register it wrapped in gymnasium.wrappers.FlattenObservation"
-        )
-    return env if isinstance(env.observation_space, spaces.Box) else gym.wrappers.FlattenObservation(env)
+def _called(env: str | Callable[..., Any]) -> str:
+    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+
+
+def _without_limits(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """The environment without the time limits around it and in it: the world's own horizon takes their place."""
+    while isinstance(env, gym.wrappers.TimeLimit):
+        env = env.env
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        while isinstance(layer.env, gym.wrappers.TimeLimit):
+            layer.env = layer.env.env
+        layer = layer.env
+    return env
+
+
+def _readable(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
+    """The environment with observations that a network reads: a flat box, or stacks of pictures."""
+    space = env.observation_space
+    if _flattens(space):
+        return env if isinstance(space, spaces.Box) else gym.wrappers.FlattenObservation(env)
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[0] < min(space.shape[1:]):
+        return env
+    raise InvalidProblem(
+        f"{name} has observations {space}: a flat Box is needed, numbers, dictionaries and tuples of them, or stacks of grey pictures "
+        "(stack, height, width) uint8; give a function that makes it in a wrapper, such as gymnasium.wrappers.FlattenObservation, or "
+        "GrayscaleObservation, ResizeObservation and FrameStackObservation"
+    )
 
 
 def _flattens(space: gym.Space[Any]) -> bool:

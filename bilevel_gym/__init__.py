@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         testing,
         types,
         worlds,
+        wrappers,
     )
     from bilevel_gym.envs.bilevel_env import BilevelEnv
     from bilevel_gym.envs.wrap import wrap_env
@@ -51,6 +52,7 @@ _MODULES = (
     "testing",
     "types",
     "worlds",
+    "wrappers",
 )
 _NAMES = {
     "BilevelEnv": "bilevel_gym.envs.bilevel_env",
@@ -80,6 +82,7 @@ __all__ = [
     "types",
     "worlds",
     "wrap_env",
+    "wrappers",
 ]
 
 

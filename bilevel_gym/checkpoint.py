@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from bilevel_gym.errors import CheckpointError
 
-__all__ = ["VERSION", "load", "pack", "save", "unpack"]
+__all__ = ["VERSION", "load", "pack", "replacing", "save", "unpack"]
 
 VERSION = 2
 """The layout of the checkpoint; a file of another version is refused."""
@@ -108,13 +110,20 @@ def unpack(value: Any) -> Any:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write packed data so that ``path`` always holds a whole checkpoint: to a file beside it, flushed, then renamed over it."""
+    """Write packed data so that ``path`` always holds a whole checkpoint."""
+    with replacing(path) as file:
+        torch.save({"version": VERSION, "state": state}, file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside ``path``, flushed and renamed over it at the end of the block; after an exception the old one is as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     try:
         with beside.open("wb") as file:
-            torch.save({"version": VERSION, "state": state}, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

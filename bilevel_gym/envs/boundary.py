@@ -20,6 +20,9 @@ Observation = dict[str, np.ndarray]
 LARGEST = 1e9
 """Objective and gap are clipped to this magnitude in observations, whose bounds must be finite; ``info`` has them unclipped."""
 
+ROUNDING = 8
+"""Units in the last place, of both edges together, by which an entry may miss the box and is put on its edge."""
+
 SHORT = 32
 """Entries up to which x is observed whatever the lower level is."""
 
@@ -60,13 +63,16 @@ def observe(problem: OuterProblem, x: Tensor, response: Response, evaluation: Ev
     return seen
 
 
-def read_x(action: Any, space: gym.spaces.Box, device: torch.device) -> Tensor:
+def read_x(action: Any, space: gym.spaces.Box, device: torch.device, name: str = "x") -> Tensor:
     """The one place where an action becomes x: cast, checked, copied.
+
+    What misses the box by rounding alone is put on its edge: Gymnasium's ``RescaleAction`` does so with many a box at ±1.
 
     Args:
         action: what the agent sent, [D] or for a batch [B, D].
         space: the box that it must lie in.
         device: where x goes.
+        name: what messages call it.
 
     Raises:
         InvalidAction: x has a wrong shape, a NaN, or lies outside the box.
@@ -78,17 +84,18 @@ def read_x(action: Any, space: gym.spaces.Box, device: torch.device) -> Tensor:
         with np.errstate(over="ignore"):
             values = np.array(raw, dtype=space.dtype)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidAction(f"x cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
+        raise InvalidAction(f"{name} cannot be read as numbers ({error}); give an array of shape {space.shape}") from error
     if values.shape != space.shape:
-        raise InvalidAction(f"x has shape {values.shape}; it must be {space.shape}, one number for each parameter")
-    inside = (values >= space.low) & (values <= space.high)
+        raise InvalidAction(f"{name} has shape {values.shape}; it must be {space.shape}, one number for each parameter")
+    slack = ROUNDING * np.finfo(values.dtype.name).eps * (np.abs(space.low) + np.abs(space.high))
+    inside = (values >= space.low - slack) & (values <= space.high + slack)
     if not inside.all():
         first = tuple(int(i) for i in np.unravel_index(np.argmin(inside), values.shape))
         what = "is not a number" if np.isnan(values[first]) else f"lies outside [{space.low[first]:g}, {space.high[first]:g}]"
         raise InvalidAction(
-            f"x[{', '.join(map(str, first))}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip x to env.action_space first"
+            f"{name}[{', '.join(map(str, first))}] = {float(values[first])!r} {what} ({int((~inside).sum())} of {values.size} entries are refused); clip {name} to env.action_space first"
         )
-    return torch.as_tensor(values, device=device)
+    return torch.as_tensor(np.clip(values, space.low, space.high), device=device)
 
 
 def read_options(options: Mapping[str, Any] | None, *, seeded: bool, begun: bool) -> tuple[Any, bool]:

@@ -65,15 +65,16 @@ def atari_preference(
 
     Args:
         game: such as ``"BeamRider"``; any that ale-py knows.
-        preset: ``"default"``; ``"demo"`` (a smaller network, some updates a minute on a laptop); ``"tiny"`` (seconds, learns nothing: for
-            checks); ``"aistats2025"``.
+        preset: ``"default"``; ``"demo"`` (smaller networks, half an hour on one core, see ``benchmarks/atari.py``); ``"tiny"`` (seconds,
+            learns nothing: for checks); ``"aistats2025"``.
         horizon: steps of an episode, four emulator frames each; None takes the preset's.
         full_action_space: all 18 actions, or those that do something in this game.
         sticky: the probability that the emulator repeats the last action instead.
         discount: γ of the follower.
         temperature: τ; None takes the preset's.
         rationality: β of the teacher, per point.
-        teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``.
+        teacher: its other knobs, such as ``{"mistake": 0.1}``; see ``preferences.Teacher``. In ``"default"`` and ``"demo"`` clips of equal
+            score count as equal, half of all pairs, unless ``{"equal_within": 0.0}`` says otherwise.
         members: networks in an ensemble, whose mean is r_x.
         query: how further pairs are chosen, such as ``{"rule": "disagreement", "pairs": 8}``; see ``preferences.Query``. None chooses none.
         budget: labels in all, those of the held-out set left out; None does not count.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypedDict
 
@@ -12,6 +12,7 @@ from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import PreferenceObjective
 from bilevel_gym.preferences import Query, Teacher, from_minari, load_comparisons
 from bilevel_gym.problem import BilevelProblem
+from bilevel_gym.rewards.convolutions import LAYERS, Convolution
 from bilevel_gym.solvers import SAC, DiscreteSAC
 from bilevel_gym.types import World
 
@@ -36,6 +37,10 @@ class Preset:
     """The follower where actions are a box."""
     authors: bool = False
     """Whether r_x has the authors' batch norm, dropout and clip, and the teacher sees clipped rewards."""
+    reward_layers: tuple[Convolution, ...] = LAYERS
+    """The convolutions of r_x, where it reads pixels."""
+    teacher: Mapping[str, float] = field(default_factory=dict)
+    """Knobs of the teacher beside its rationality."""
 
     @property
     def trajectories(self) -> int:
@@ -81,6 +86,9 @@ _ATARI: dict[str, Any] = {
     "adam_epsilon": 1e-4,
 }
 
+_SAME = {"equal_within": 0.5}
+"""Half of all pairs of clips have the same score: a teacher says so, and does not flip a coin."""
+
 FLAT: dict[str, Preset] = {
     "default": Preset(
         horizon=1000,
@@ -124,25 +132,28 @@ PIXELS: dict[str, Preset] = {
         horizon=1000,
         temperature=0.02,
         reward_hidden=(64,),
+        teacher=_SAME,
         discrete=DiscreteSAC(**_ATARI, num_envs=4),
         objective=replace(_USUAL, initial_pairs=128, steps=500),
     ),
     "demo": Preset(
         horizon=500,
-        temperature=0.02,
+        temperature=0.1,
         reward_hidden=(32,),
+        reward_layers=(Convolution(16, 8, 4), Convolution(16, 4, 2)),
+        teacher=_SAME,
         discrete=DiscreteSAC(
-            steps=2000,
+            steps=1000,
             num_envs=4,
             update_every=4,
             updates_per_step=0.0625,
-            learning_starts=2000,
+            learning_starts=1000,
             batch_size=32,
             hidden=(64,),
             learning_rate=3e-4,
             capacity=50_000,
         ),
-        objective=replace(_USUAL, capacity=1000, held_out_pairs=128),
+        objective=replace(_USUAL, pairs=32, capacity=1500, trajectories=4),
     ),
     "tiny": Preset(
         horizon=40,
@@ -235,6 +246,7 @@ def comparing(
     *,
     comparisons: str | None = None,
     experts: Sequence[str] = (),
+    teacher: Mapping[str, float] | None = None,
     **asked: Any,
 ) -> PreferenceObjective:
     """The upper level of a preset, with what is asked for, in episodes of its horizon.
@@ -244,6 +256,7 @@ def comparing(
         sizes: of all else.
         comparisons: a file that the queue starts with (see ``preferences.load_comparisons``), or None.
         experts: names of Minari datasets, whose episodes half of the held-out set is cut from.
+        teacher: its knobs that are not the preset's.
         **asked: see ``asking``.
 
     Raises:
@@ -252,7 +265,7 @@ def comparing(
         UnsupportedProblem: one network is asked for disagreement.
         InvalidProblem: comparisons or experts are of another world, or of other lengths, or an episode is shorter than a fragment.
     """
-    objective = replace(sizes.objective, **asking(**asked))
+    objective = replace(sizes.objective, **asking(teacher={**sizes.teacher, **(teacher or {})}, **asked))
     if sizes.horizon < objective.length:
         raise InvalidProblem(
             f"episodes of {sizes.horizon} steps are shorter than a fragment, which has {objective.length}: make horizon larger"

@@ -166,9 +166,9 @@ def _reward(reward: Any, world: Any, sizes: Preset, members: int) -> RewardModel
 
 
 def _network(world: Any, sizes: Preset, members: int) -> RewardModel:
-    if sizes.authors:
-        hidden = sizes.reward_hidden[-1]
-        return CNNReward.for_world(world, hidden=hidden, members=members, norm="batch", dropout=0.5, squash="clip")
+    if len(world.observation_shape) == 3 and hasattr(world, "action_count"):
+        theirs: dict[str, Any] = {"norm": "batch", "dropout": 0.5, "squash": "clip"} if sizes.authors else {}
+        return CNNReward.for_world(world, layers=sizes.reward_layers, hidden=sizes.reward_hidden[-1], members=members, **theirs)
     return network_for(world, hidden=sizes.reward_hidden, members=members)
 
 

@@ -89,12 +89,19 @@ class CNNReward(AllActionsReward):
 
     @classmethod
     def for_world(
-        cls, world: PixelWorld, *, hidden: int = 64, norm: Norm | None = None, dropout: float = 0.0, **options: Unpack[NetworkOptions]
+        cls,
+        world: PixelWorld,
+        *,
+        layers: tuple[Convolution, ...] = LAYERS,
+        hidden: int = 64,
+        norm: Norm | None = None,
+        dropout: float = 0.0,
+        **options: Unpack[NetworkOptions],
     ) -> Self:
         """A network that fits a world's frames and actions, on its device unless another is named."""
         options.setdefault("device", world.device)
         shape = world.observation_shape
-        return cls(world.action_count, observation_shape=shape, hidden=hidden, norm=norm, dropout=dropout, **options)
+        return cls(world.action_count, observation_shape=shape, layers=layers, hidden=hidden, norm=norm, dropout=dropout, **options)
 
     def _scores(self, x: Tensor, states: Tensor) -> Tensor:
         """In parts where there are many frames, each of which a backward pass computes anew: pixels in float32 are large."""
@@ -109,8 +116,10 @@ class CNNReward(AllActionsReward):
         return joined
 
     def _observed(self, x: Tensor, states: Tensor) -> Tensor:
-        """The one place where frames become a network's input."""
+        """The one place where frames become a network's input, channels last in memory: forward and backward take half of the time."""
         states = to_stacks(states)
         if states.dtype != torch.uint8:
             raise InvalidProblem(f"frames are {states.dtype}: give them as uint8, so that they are divided by 255 exactly once")
+        if states.ndim > 3:
+            states = states.flatten(0, -4).contiguous(memory_format=torch.channels_last).unflatten(0, states.shape[:-3])
         return states.to(x.dtype).div_(255.0)

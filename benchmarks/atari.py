@@ -1,0 +1,252 @@
+"""One Atari game from pixels, end to end: does the learned reward rank pairs that nothing has trained on, and how quick is it?
+
+    python benchmarks/atari.py                                    # SpaceInvaders, sobirl and then drlhf; an hour on one thread
+    python benchmarks/atari.py --preset tiny --steps 2            # half a minute, learns nothing: to see that everything runs
+    python benchmarks/atari.py --preset default --game BeamRider --steps 400 --device cuda --graph
+
+Each agent is a ``Run`` in a folder of ``--runs`` with a checkpoint, so the same command goes on where it was stopped. Every upper step has
+an accuracy on the task's fixed held-out pairs. They are cut out of 64 trajectories, so they are no independent draws; after the last step
+the first and the last x are therefore tested on further pairs, the same for all agents: both fragments of each from a trajectory of its
+own, played by sixteen random policies. Ties say nothing about an order and are left out. The hypothesis of the binomial test is that
+r_x tosses a coin on the others.
+
+``--graph`` makes the follower's updates CUDA graphs; it needs ``--device cuda``.
+
+Into ``--output`` go a CSV with a row an upper step of each agent, ``<game>-summary.csv`` and a picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import typer
+from scipy.stats import binomtest
+
+from bilevel_gym import checkpoint
+from bilevel_gym.agents import Agent, Run, RunSpec, StopOnSignal
+from bilevel_gym.agents.callbacks import StopOnBudget
+from bilevel_gym.agents.runs import CHECKPOINT, METRICS
+from bilevel_gym.frames import concatenate_states
+from bilevel_gym.preferences import draw_fragments
+from bilevel_gym.types import Fragments, Trajectory
+
+RESULTS = Path(__file__).parent / "results" / "atari"
+SHOWN = ("upper_step", "env_steps", "lower_step", "x_updates", "comparisons", "seconds", "objective", "accuracy_fresh", "accuracy_held_out")
+AFTER = ("correlation_held_out", "true_return", "learned_return")
+POLICIES, FURTHEST = 16, 150
+
+CHEAP = {"batch": 16, "updates_per_step": 25, "warmup_updates": 50, "learning_rate": 1e-3}
+"""What the agents of ``demo`` take: an update of x goes through 800 stacks of frames, and those of four trajectories."""
+AGENTS: dict[str, Mapping[str, Any]] = {
+    "demo": CHEAP,
+    "tiny": {"batch": 4, "updates_per_step": 2, "warmup_updates": 2},
+}
+
+
+class Clock:
+    """A callback that logs ``seconds`` since the cold reset, those of earlier parts of the run included."""
+
+    def __init__(self, before: float) -> None:
+        self.began = time.perf_counter() - before
+
+    def __call__(self, agent: Agent, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Now."""
+        return {"seconds": time.perf_counter() - self.began}
+
+
+def train(spec: RunSpec, folder: Path, steps: int, budget: float | None, graph: bool) -> Run:
+    """Begin a run or go on with it; the first x is kept beside its folder."""
+    begun = (folder / CHECKPOINT).exists()
+    started = time.perf_counter()
+    run = Run.load(folder, id=spec.id, agent=spec.agent, seed=spec.seed, env_kwargs=spec.env_kwargs) if begun else Run.create(spec, folder)
+    if not begun:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder.with_suffix(".npy"), run.bilevel.x.cpu().numpy())
+    bilevel: Any = run.bilevel
+    if graph:
+        bilevel.solver = replace(bilevel.solver, graph_updates=1)
+    before = (rows_of(folder) or [{"seconds": 0.0}])[-1]["seconds"] if begun else time.perf_counter() - started
+    stops = [] if budget is None else [StopOnBudget(seconds=budget)]
+    if run.step < steps:
+        run.train(steps, checkpoint_every=5, callbacks=[Clock(before), *stops], stop=StopOnSignal())
+    return run
+
+
+def further_pairs(bilevel: Any, count: int, path: Path) -> Fragments:
+    """Labelled pairs, every fragment of a trajectory of its own; played once."""
+    if not path.exists():
+        world, objective = bilevel.problem.world, bilevel.problem.objective
+        generator = torch.Generator(device=bilevel.problem.reward.device).manual_seed(4321)
+        share, steps = -(-2 * count // POLICIES), min(FURTHEST, world.horizon)
+        played = [
+            world.rollout(world.exploratory(generator), trajectories=share, steps=steps, generator=generator) for _ in range(POLICIES)
+        ]
+        order = torch.randperm(POLICIES * share, generator=generator, device=generator.device)
+        names = ("states", "actions", "alive", "rewards")
+        mixed = Trajectory(**{name: concatenate_states([getattr(one, name) for one in played])[order] for name in names})
+        drawn, rewards = draw_fragments(mixed, count, 2, objective.length, "anywhere", generator)
+        pairs = replace(drawn.fragments, outcome=objective.teacher.label(rewards, generator))
+        checkpoint.save(path, {"pairs": checkpoint.pack(pairs)})
+    found: Fragments = checkpoint.unpack(checkpoint.load(path)["pairs"])
+    return found
+
+
+@torch.no_grad()
+def right(bilevel: Any, x: torch.Tensor, pairs: Fragments) -> tuple[int, int]:
+    """How many of the decided pairs r_x ranks as their labels do, and how many are decided."""
+    logits = bilevel.problem.objective.logits(bilevel.problem, x, pairs).mean(0)
+    decided = (pairs.outcome != 0.5) & ~pairs.outcome.isnan()
+    return int(((logits > 0) == (pairs.outcome > 0.5))[decided].sum()), int(decided.sum())
+
+
+def speeds(run: Run) -> tuple[float, float]:
+    """Updates a second of the follower's networks and of x, where the run stands; what is learnt on the way is thrown away."""
+    bilevel: Any = run.bilevel
+    solver, agent = bilevel.solver, run.agent
+    steps = 32 * solver.num_envs * solver.update_every
+
+    def solve(rate: float) -> float:
+        timed = replace(solver, steps=steps, updates_per_step=rate, learning_starts=0)
+        warm = replace(bilevel.response, state=bilevel.response.state.fork())
+        return clocked(lambda: timed.solve(bilevel.problem, bilevel.x, warm=warm, generator=bilevel.oracle.generator), bilevel.x.device)
+
+    playing, learning = solve(0.0), solve(128 / steps)
+    return 128 / max(learning - playing, 1e-9), agent.updates_per_step / clocked(agent.act, bilevel.x.device)
+
+
+def clocked(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run."""
+    with (folder / METRICS).open(newline="") as file:
+        return [{name: float(cell) if cell else nan for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's of 95 %."""
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({name: f"{cell:.6g}" if isinstance(cell, float) else cell for name, cell in row.items()} for row in rows)
+
+
+def draw(curves: Mapping[str, list[dict[str, Any]]], path: Path, game: str) -> None:
+    """Accuracies and returns over environment steps."""
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for name, rows in curves.items():
+        over = [row["env_steps"] for row in rows]
+        for axis, metric in zip(axes, ("accuracy_held_out", "accuracy_fresh", "true_return"), strict=True):
+            axis.plot(over, [row[metric] for row in rows], label=name)
+            axis.set_xlabel("environment steps")
+            axis.set_title(metric.replace("_", " "))
+        axes[0].fill_between(over, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.2, linewidth=0)
+    for axis in axes[:2]:
+        axis.axhline(0.5, color="grey", linewidth=0.8)
+    axes[0].legend(title=game)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(
+    agent: Annotated[list[str] | None, typer.Option(help="sobirl and drlhf by default; may be repeated")] = None,
+    game: Annotated[str, typer.Option(help="any that bilevel/AtariPreference-v0 knows")] = "SpaceInvaders",
+    preset: Annotated[str, typer.Option(help="demo | tiny | default | aistats2025")] = "demo",
+    steps: Annotated[int, typer.Option(help="upper steps in all")] = 60,
+    seconds: Annotated[float | None, typer.Option(help="end each run after the upper step in which so much time is spent")] = None,
+    pairs: Annotated[int, typer.Option(help="further pairs of the test at the end")] = 300,
+    seed: Annotated[int, typer.Option(help="of everything")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    graph: Annotated[bool, typer.Option(help="the follower's updates as CUDA graphs")] = False,
+    threads: Annotated[int, typer.Option(help="of torch")] = 1,
+    runs: Annotated[Path, typer.Option(help="folders of the runs")] = Path("runs") / "atari",
+    output: Annotated[Path, typer.Option(help="CSV and picture")] = RESULTS,
+) -> None:
+    """Train what is missing, test it, and write the results."""
+    torch.set_num_threads(threads)
+    curves, summary = {}, []
+    for name in agent or ["sobirl", "drlhf"]:
+        kwargs = {"game": game, "preset": preset, "device": device}
+        spec = RunSpec("bilevel/AtariPreference-v0", name, seed, kwargs, AGENTS.get(preset, {}))
+        folder = runs / f"{game}-{preset}-{name}-{seed}"
+        run = train(spec, folder, steps, seconds, graph)
+        bilevel: Any = run.bilevel
+        decided = int((bilevel._memory.held_out.outcome != 0.5).sum()) if bilevel._memory.held_out is not None else 0
+        curves[name] = rows = []
+        for row in rows_of(folder):
+            low, high = interval(row["accuracy_held_out"], decided) if decided else (nan, nan)
+            rows.append({key: row.get(key, nan) for key in SHOWN} | {"low": low, "high": high} | {key: row.get(key, nan) for key in AFTER})
+        write(output / f"{game}-{name}.csv", rows)
+        last, further = rows[-1], further_pairs(bilevel, pairs, runs / f"{game}-{preset}-pairs.pt")
+        first = torch.as_tensor(np.load(folder.with_suffix(".npy"))).to(bilevel.x)
+        (at_first, _), (at_last, tested) = right(bilevel, first, further), right(bilevel, bilevel.x, further)
+        low, high = interval(at_last / tested, tested) if tested else (nan, nan)
+        follower, leader = speeds(run)
+        summary.append(
+            {
+                "agent": name,
+                "game": game,
+                "preset": preset,
+                "seed": seed,
+                "device": device,
+                "graph": graph,
+                "threads": threads,
+                **{key: last[key] for key in ("upper_step", "env_steps", "lower_step", "x_updates", "comparisons", "seconds")},
+                "env_steps_per_second": last["env_steps"] / last["seconds"],
+                "follower_updates_per_second": follower,
+                "x_updates_per_second": leader,
+                "pairs_decided": tested,
+                "right_at_first": at_first,
+                "right_at_last": at_last,
+                "low": low,
+                "high": high,
+                "p_above_chance": float(binomtest(at_last, tested, alternative="greater").pvalue) if tested else nan,
+                "commit": commit(),
+                "torch": torch.__version__,
+                "machine": platform.machine(),
+            }
+        )
+        print(*(f"{key}: {value}" for key, value in summary[-1].items()), sep="\n", end="\n\n", flush=True)
+        write(output / f"{game}-summary.csv", summary)
+        draw(curves, output / f"{game}.png", game)
+        run.env.close()
+    if device == "cpu":
+        print("On a CPU. No graph was captured; --device cuda --graph is the same run on a GPU.")
+
+
+def commit() -> str:
+    """Of the working tree, short."""
+    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    typer.run(main)

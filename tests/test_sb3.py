@@ -15,12 +15,13 @@ import torch
 from bilevel_gym import BilevelEnv, BilevelProblem, checkpoint, solvers
 from bilevel_gym.agents import SearchAgent, drlhf, random_search, sobirl, zero_order
 from bilevel_gym.errors import CheckpointError, InvalidProblem, MissingExtra, UnknownName, UnsupportedProblem
-from bilevel_gym.objectives import PreferenceObjective
+from bilevel_gym.objectives import PreferenceObjective, SampledReturn
 from bilevel_gym.regularizers import Shannon, Tsallis
 from bilevel_gym.rewards import Box, network_for
 from bilevel_gym.types import Policy
 from bilevel_gym.worlds import VectorWorld
 from tests import problems
+from tests.test_wrap_env import Tiles
 
 sb3 = pytest.importorskip("stable_baselines3", reason="needs the extra 'sb3'")
 from stable_baselines3 import DQN, PPO, SAC, TD3  # noqa: E402
@@ -341,3 +342,75 @@ def test_a_registered_id_takes_one() -> None:
     env.reset(seed=0)
     agent = sobirl(env, updates_per_step=2, warmup_updates=0).learn(2)
     assert agent.bilevel.response.soft
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+class Again(Box):
+    """r_x = x where the last action is taken again, −x elsewhere: only who sees how bright the newer picture is can earn it."""
+
+    def along(self, x: torch.Tensor, states: Any, actions: torch.Tensor) -> torch.Tensor:
+        """[..., 2, 60, 60] uint8 → [...]."""
+        assert states.dtype == torch.uint8
+        return x[..., 0] * torch.where((states[..., 1, :, :].float().mean((-2, -1)) > 110) == (actions == 1), 1.0, -1.0)
+
+
+def pixels(reward: Any = None) -> BilevelProblem:
+    """A task on pictures, without a future."""
+    world = VectorWorld(Tiles, 0.0, horizon=20)
+    return BilevelProblem(world, reward or Again(1, 1.0), Shannon(0.1), SampledReturn(trajectories=4))
+
+
+CNN = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}, "net_arch": []}}
+
+
+@pytest.mark.timeout(120)
+def test_dqn_follows_a_reward_of_pictures_and_its_changes() -> None:
+    """On pixels rewards must be those of the pictures themselves, neither scaled nor transposed, and of the x of now."""
+    task, source, warm = pixels(), generator(), None
+    every = {
+        "train_freq": 1,
+        "target_update_interval": 1,
+        "learning_rate": 3e-3,
+        "exploration_initial_eps": 1.0,
+        "exploration_final_eps": 0.9,
+    }
+    solver = solvers.from_sb3(DQN, steps=120, learning_starts=32, buffer_size=400, batch_size=16, **every, **CNN)
+    seen = task.world.rollout(task.world.uniform(), trajectories=2, steps=20, generator=source).states.flatten(0, 1)
+    for aim in (1.0, -1.0):
+        warm = solver.solve(task, torch.tensor([aim], dtype=torch.float64), warm=warm, generator=source)
+        assert bool((task.reward.along(torch.tensor([aim]), seen, warm.policy.mean(seen)) == 1.0).all())
+    batch = warm.state.model.replay_buffer.sample(16)
+    torch.testing.assert_close(
+        batch.rewards.squeeze(-1), task.reward.along(torch.tensor([-1.0]), batch.observations, batch.actions.squeeze(-1))
+    )
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_the_outer_environment_goes_all_the_way_on_pictures(algorithm: Any) -> None:
+    """With r_x a convolutional network, several copies, an evaluation, a checkpoint, and an agent that needs no gradient."""
+    own = (
+        {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+        if algorithm is PPO
+        else {"learning_starts": 16, "buffer_size": 100, "batch_size": 8}
+    )
+    world = VectorWorld(Tiles, 0.9, horizon=12)
+    task = BilevelProblem(world, network_for(world, hidden=(4,)), Shannon(0.1), SampledReturn(trajectories=2))
+    env = BilevelEnv(task, solvers.from_sb3(algorithm, steps=32, num_envs=2, **own, **CNN), solve_on_reset=False)
+    env.reset(seed=0)
+    random_search(env).learn(1)
+    env.set_state(env.get_state())
+    observations = world.rollout(env.response.policy, trajectories=2, steps=12, generator=generator()).states[:, 0]
+    chances = env.response.policy.probabilities(observations)
+    assert chances.shape == (2, 2)
+    torch.testing.assert_close(chances.sum(-1), torch.ones(2))
+    env.step(env.x.numpy())
+
+
+def test_pictures_need_a_replay_of_a_size() -> None:
+    """The default of a million stacks, kept twice, would take more memory than there is, some time later."""
+    with pytest.raises(InvalidProblem, match="1000000 transitions of pictures, which DQN keeps twice, takes 14 GB"):
+        solvers.from_sb3(DQN).solve(pixels(), torch.ones(1), generator=generator())
+    with pytest.raises(UnsupportedProblem, match="SAC does not take this problem"):
+        solvers.from_sb3(SAC, buffer_size=10).solve(pixels(), torch.ones(1), generator=generator())

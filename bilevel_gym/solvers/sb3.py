@@ -7,6 +7,7 @@ import inspect
 import io
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ class SB3Solver:
     """Environment steps of a solve."""
     num_envs: int
     """N."""
-    policy: str
-    """Its first argument."""
+    policy: str | None
+    """Its first argument; None is that of the world's observations."""
     soft: bool
     """Whether it solves the entropy-regularized problem."""
 
@@ -189,8 +190,10 @@ class SB3Solver:
             arguments["ent_coef"] = problem.regularizer.temperature
         if "replay_buffer_class" in inspect.signature(self.algorithm).parameters:
             arguments["replay_buffer_class"] = buffer
+            _refuse_a_large_replay(self.algorithm, arguments, env)
+        policy = self.policy or ("CnnPolicy" if len(env.observation_space.shape) == 3 else "MlpPolicy")
         try:
-            return self.algorithm(self.policy, env, **arguments)
+            return self.algorithm(policy, env, **arguments)
         except (AssertionError, ValueError) as error:  # how it refuses actions, observations and numbers
             raise UnsupportedProblem(
                 f"{self.algorithm.__name__} does not take this problem with these arguments: {' '.join(str(error).split())}"
@@ -208,7 +211,7 @@ class SB3Solver:
 
 
 def from_sb3(
-    algorithm: Any, *, steps: int = 1000, num_envs: int = 1, policy: str = "MlpPolicy", soft: bool | None = None, **arguments: Any
+    algorithm: Any, *, steps: int = 1000, num_envs: int = 1, policy: str | None = None, soft: bool | None = None, **arguments: Any
 ) -> SB3Solver:
     """An algorithm of Stable-Baselines3 as a follower: ``from_sb3(stable_baselines3.SAC, steps=1000, learning_starts=500)``.
 
@@ -221,9 +224,10 @@ def from_sb3(
         algorithm: a class of Stable-Baselines3, or of a package that builds on it.
         steps: environment steps of one solve.
         num_envs: N parallel copies of the environment.
-        policy: its kind of networks, ``"CnnPolicy"`` for pixels.
+        policy: its kind of networks; None takes ``"CnnPolicy"`` for stacks of pictures, ``"MlpPolicy"`` for flat observations.
         soft: whether its fixed point is the soft-optimal policy at ``ent_coef``; None says so of SAC alone.
-        **arguments: of the algorithm's constructor, such as ``learning_rate`` or ``policy_kwargs``.
+        **arguments: of the algorithm's constructor, such as ``learning_rate`` or ``policy_kwargs``. Its replay keeps s and s' of every
+            transition whole, so for pictures ``buffer_size`` has to be given: 10,000 of Atari are 564 MB (ours keeps each frame once).
 
     Returns:
         a ``LowerSolver``. A checkpoint keeps its networks and optimizers, and not its replay (see ``SB3State``).
@@ -249,6 +253,15 @@ def from_sb3(
     if steps < num_envs or num_envs < 1:
         raise InvalidProblem(f"steps is {steps} and num_envs {num_envs}: one step at least in each of the copies, of which there is one")
     return SB3Solver(algorithm, dict(arguments), steps=steps, num_envs=num_envs, policy=policy, soft=is_soft)
+
+
+def _refuse_a_large_replay(algorithm: Any, arguments: Mapping[str, Any], env: Any) -> None:
+    if len(env.observation_space.shape) == 3 and "buffer_size" not in arguments:
+        size = inspect.signature(algorithm).parameters["buffer_size"].default
+        needed = 2 * size * prod(env.observation_space.shape) / 1e9
+        raise InvalidProblem(
+            f"a replay of {size} transitions of pictures, which {algorithm.__name__} keeps twice, takes {needed:.0f} GB: say how large it may be, such as buffer_size=10_000"
+        )
 
 
 def _copy(model: Any, env: Any) -> Any:

@@ -22,9 +22,9 @@ STACK = 4
 class Player:
     """N episodes of random pictures, some of which are equal by chance, played as a vector environment does, and a list of what it saw."""
 
-    def __init__(self, seed: int, *, frame: tuple[int, int] = (2, 3), colours: int = 2) -> None:
+    def __init__(self, seed: int, *, frame: tuple[int, int] = (2, 3), colours: int = 2, terms: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.frame, self.colours = frame, colours
+        self.frame, self.colours, self.terms = frame, colours, terms
         self.states: list[Tensor] = []
         self.seen: list[tuple[Tensor, ...]] = []
 
@@ -51,8 +51,9 @@ class Player:
             following = torch.cat([state[1:], self.picture()[None]]) if self.chance(0.95) else self.begin()  # a hidden end
             ended = self.chance(ends)
             number = len(self.seen) + copy
+            names = (torch.arange(self.terms) + 10.0 * number,) if self.terms else ()
             columns.append(
-                (state, torch.tensor(number % 18), following, torch.tensor(ended and self.chance(0.5)), torch.tensor(float(number)))
+                (state, torch.tensor(number % 18), following, torch.tensor(ended and self.chance(0.5)), torch.tensor(float(number)), *names)
             )
             self.states[copy] = self.begin() if ended else following
         self.seen += columns
@@ -63,9 +64,9 @@ def agree(replay: FrameReplay, seen: list[tuple[Tensor, ...]]) -> None:
     """What it holds are the last transitions, whole."""
     held = replay.at((replay.first + torch.arange(len(replay))) % replay.capacity)
     wanted = Batch(*(torch.stack(column) for column in zip(*seen[-len(replay) :], strict=True)))
-    assert held.terms is None
-    for mine, naive in zip(held[:-1], wanted[:-1], strict=True):
-        assert torch.equal(mine, naive.to(mine.dtype))
+    for mine, naive in zip(held, wanted, strict=True):
+        assert (mine is None) == (naive is None)
+        assert mine is None or torch.equal(mine, naive.to(mine.dtype))
 
 
 @settings(deadline=None, max_examples=40)
@@ -79,9 +80,10 @@ def agree(replay: FrameReplay, seen: list[tuple[Tensor, ...]]) -> None:
 @example(seed=0, capacity=6, slack=48, ends=0.6, widths=[6])  # a step whose frames fill the ring
 @example(seed=0, capacity=40, slack=60, ends=0.6, widths=[6, 1])  # fewer environments than what is forgotten came from
 def test_equals_a_replay_of_whole_stacks(seed: int, capacity: int, slack: int, ends: float, widths: list[int]) -> None:
-    """Without it a stack could reach into another episode or another environment, or show frames that were overwritten."""
+    """Without it a stack could reach into another episode or environment, show frames that were overwritten, or have another step's terms."""
     with mock.patch.object(frame_replay, "SLACK", slack):
-        player, replay = Player(seed), FrameReplay((2, 3), STACK, capacity)
+        terms = seed % 3
+        player, replay = Player(seed, terms=terms), FrameReplay((2, 3), STACK, capacity, term_count=terms)
         for width in widths:
             for _ in range(60 // len(widths)):
                 player.step(replay, width, ends)
@@ -93,7 +95,7 @@ def test_equals_a_replay_of_whole_stacks(seed: int, capacity: int, slack: int, e
 
 def test_forgets_only_what_it_must() -> None:
     """Without it a replay of short episodes could keep next to nothing, and nobody would notice."""
-    player, replay = Player(0), FrameReplay((2, 3), STACK, 5000)
+    player, replay = Player(0, terms=1), FrameReplay((2, 3), STACK, 5000, term_count=1)
     for _ in range(1500):
         player.step(replay, 4, 0.02)
     assert len(replay) == 5000
@@ -130,7 +132,7 @@ def test_memory_of_a_million() -> None:
 
 def test_copy_is_apart() -> None:
     """Without it a fork of the follower's state would write into the original's memory."""
-    player, replay = Player(3), FrameReplay((2, 3), STACK, 50)
+    player, replay = Player(3, terms=1), FrameReplay((2, 3), STACK, 50, term_count=1)
     for _ in range(10):
         player.step(replay, 2, 0.2)
     seen, copied = list(player.seen), replay.copy()
@@ -171,3 +173,8 @@ def test_refuses_what_cannot_be() -> None:
         replay.sample(1, torch.Generator())
     with pytest.raises(InvalidProblem, match="larger"):
         Player(0).step(replay, 6, 0.0)
+    with pytest.raises(InvalidProblem, match="term_count=2"):
+        Player(0, terms=2).step(replay, 1, 0.0)
+    with pytest.raises(InvalidProblem, match="keeps 2 each"):
+        Player(0).step(FrameReplay((2, 3), STACK, 5, term_count=2), 1, 0.0)
+    assert len(replay) == 0

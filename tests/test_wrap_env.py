@@ -40,7 +40,7 @@ class Tiles(gym.Env[np.ndarray, int]):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The next one."""
         self.seen = np.stack([self.seen[1], self.np_random.integers(0, 128, (60, 60), np.uint8) + 100 * np.uint8(action)])
-        return self.seen.copy(), float(action), False, False, {}
+        return self.seen.copy(), float(action), False, False, {"bright": float(action), "dark": 1.0 - action}
 
 
 def minigrid() -> gym.Env[Any, Any]:
@@ -104,6 +104,15 @@ def test_wrapped_environments_are_stable_baselines(name: str) -> None:
             warnings.filterwarnings("ignore", message=advice)
         checker.check_env(env)
     env.close()
+
+
+def test_terms_of_pictures_reach_the_follower() -> None:
+    """Without it a task of pixels could not weigh its named terms: its replay of single frames would drop them."""
+    env = TINY(Tiles, reward="terms", terms=("bright", "dark"), objective=lambda played: played.terms[..., 0].sum(-1))
+    env.reset(seed=0)
+    env.step(env.unwrapped.x.numpy())
+    batch = env.unwrapped.response.state.replay.sample(20, torch.Generator().manual_seed(0))
+    assert torch.equal(batch.terms, torch.stack([batch.actions, 1 - batch.actions], -1).float())
 
 
 def test_the_registered_task_is_this_one() -> None:

@@ -54,7 +54,7 @@ class DiscreteSAC(OffPolicySolver):
         shape, device, terms = problem.world.observation_shape, problem.reward.device, len(getattr(problem.world, "terms", ()))
         if len(shape) == 1:
             return Replay(shape[0], None, self.capacity, device, terms=terms)
-        return FrameReplay(shape[1:], shape[0], self.capacity, device)
+        return FrameReplay(shape[1:], shape[0], self.capacity, device, terms)
 
     def _learner(self, setting: Setting, networks: ActorCritic, updates: int) -> DiscreteLearner:
         return DiscreteLearner(networks, setting, self._rates(), batch_size=self.batch_size, updates=updates)

@@ -15,7 +15,7 @@ __all__ = ["FrameReplay"]
 SLACK = 1024
 """Frames beyond one a transition that even a small replay has room for, for the starts of episodes."""
 
-COLUMNS = ("numbers", "actions", "rewards", "terminated")
+COLUMNS = ("numbers", "actions", "rewards", "terminated", "terms")
 """What there is of each transition."""
 
 
@@ -28,7 +28,7 @@ class FrameReplay:
     pictures, so nothing has to be said about the ends of episodes, and every stack comes back exactly as it was given, whatever it is
     padded with (ale-py's vector environment: black frames; Gymnasium's ``FrameStackObservation``: the first frame).
 
-    A transition takes height·width + 8k + 9 bytes, 7,097 for stacks of four 84×84 frames, and an episode's start the frames of its
+    A transition takes height·width + 8k + 9 + 4K bytes, 7,097 for stacks of four 84×84 frames without terms, and an episode's start the frames of its
     first stack (two of ale-py's); stored as two stacks it takes 56,457. Both rings start small and double.
 
     The ring of frames has 1/64 more places than there are transitions. Where episodes are so short that more frames than that belong
@@ -39,6 +39,7 @@ class FrameReplay:
         stack: k, frames in an observation.
         capacity: transitions kept; the oldest are overwritten.
         device: where they live.
+        term_count: K, named parts of the true reward.
 
     Raises:
         InvalidProblem: the capacity is not positive.
@@ -48,6 +49,7 @@ class FrameReplay:
     stack: int
     capacity: int
     device: str | torch.device = "cpu"
+    term_count: int = 0
     frames: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     """[allocated, height, width] uint8; frame number m is at m mod ``frame_capacity``."""
     numbers: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -58,6 +60,8 @@ class FrameReplay:
     """[allocated] float32, the true reward."""
     terminated: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     """[allocated] bool."""
+    terms: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    """[allocated, K] float32, the named parts of the true reward."""
     tails: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     """[N, k] int64: the frames of the s' of the last step, which the next step's s mostly is."""
     frames_written: int = 0
@@ -79,6 +83,7 @@ class FrameReplay:
             self.actions = torch.zeros(rows, dtype=torch.int32, device=self.device)
             self.rewards = torch.zeros(rows, device=self.device)
             self.terminated = torch.zeros(rows, dtype=torch.bool, device=self.device)
+            self.terms = torch.zeros(rows, self.term_count, device=self.device)
             self.tails = torch.zeros(0, self.stack, dtype=torch.int64, device=self.device)
 
     def __len__(self) -> int:
@@ -100,7 +105,9 @@ class FrameReplay:
         """The tensors that ``at`` reads."""
         return tuple(getattr(self, name) for name in ("frames", *COLUMNS))
 
-    def add(self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor) -> None:
+    def add(
+        self, states: Tensor, actions: Tensor, following: Tensor, terminated: Tensor, rewards: Tensor, terms: Tensor | None = None
+    ) -> None:
         """Append a step of N environments, the oldest transitions making room.
 
         Args:
@@ -109,11 +116,16 @@ class FrameReplay:
             following: [N, k, height, width] uint8, the last observation where the episode ended.
             terminated: [N], true where ``following`` is an end (not where it was only truncated).
             rewards: [N], true rewards.
+            terms: [N, K] their named parts, where the replay keeps some.
 
         Raises:
-            InvalidProblem: one step has more frames or transitions than there is room for.
+            InvalidProblem: one step has more frames or transitions than there is room for, or not as many terms as are kept.
         """
-        count = len(states)
+        count, named = len(states), states.new_zeros(len(states), 0) if terms is None else terms
+        if named.shape != (count, self.term_count):
+            raise InvalidProblem(
+                f"a step of {count} environments came with terms {tuple(named.shape)}: this replay keeps {self.term_count} each, make it with term_count={named.shape[-1]}"
+            )
         if count > self.capacity or 2 * count * self.stack > self.frame_capacity:
             raise InvalidProblem(
                 f"a step of {count} environments does not fit into a replay of {self.capacity} transitions: make it larger"
@@ -132,6 +144,7 @@ class FrameReplay:
         self.actions[rows] = actions.to(torch.int32)
         self.rewards[rows] = rewards.to(self.rewards.dtype)
         self.terminated[rows] = terminated.to(torch.bool)
+        self.terms[rows] = named.to(self.terms.dtype)
         self.tails, self.frames_written, self.written = there, self.frames_written + len(fresh), self.written + count
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
@@ -149,7 +162,8 @@ class FrameReplay:
         """The transitions in given rows, number m in row m mod ``capacity``: [n] → fields [n, ...]."""
         places = self.numbers[rows].flatten().long() % self.frame_capacity
         stacks = self.frames.index_select(0, places).view(len(rows), 2, self.stack, *self.frame_shape)
-        return Batch(stacks[:, 0], self.actions[rows].long(), stacks[:, 1], self.terminated[rows].float(), self.rewards[rows])
+        terms = self.terms[rows] if self.term_count else None
+        return Batch(stacks[:, 0], self.actions[rows].long(), stacks[:, 1], self.terminated[rows].float(), self.rewards[rows], terms)
 
     def copy(self) -> FrameReplay:
         """Another replay with the same transitions, with no unused rows."""

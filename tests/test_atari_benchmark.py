@@ -1,0 +1,50 @@
+"""The benchmark on one Atari game: at its smallest, stopped and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module; it finds its neighbour as a script does."""
+    for package in ("ale_py", "matplotlib"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("atari")
+
+
+def test_goes_on_and_reports(script: Any, tmp_path: Path) -> None:
+    """Without it a study of an hour could end in an error in its report, or do its steps again when it is called once more."""
+    options = {"agent": ["drlhf"], "game": "Breakout", "preset": "tiny", "seconds": None, "pairs": 6, "seed": 0, "device": "cpu"}
+    options |= {"graph": False, "threads": 1, "runs": tmp_path / "runs", "output": tmp_path / "out"}
+    for steps in (1, 2):
+        script.main(**options, steps=steps)
+    with (tmp_path / "out" / "Breakout-drlhf.csv").open(newline="") as file:
+        curve = list(csv.DictReader(file))
+    assert [row["upper_step"] for row in curve] == ["1", "2"]
+    assert float(curve[0]["seconds"]) < float(curve[1]["seconds"])
+    with (tmp_path / "out" / "Breakout-summary.csv").open(newline="") as file:
+        (summary,) = csv.DictReader(file)
+    assert summary["pairs_decided"] == "6"
+    assert float(summary["env_steps_per_second"]) > 0
+    assert (tmp_path / "out" / "Breakout.png").stat().st_size > 1000
+
+
+def test_counts_what_is_ranked_right(script: Any) -> None:
+    """Without it ties, skipped pairs or the wrong sign could make a signal out of nothing, or hide one."""
+    pairs = type("Pairs", (), {"outcome": torch.tensor([1.0, 0.0, 0.5, float("nan"), 1.0])})
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    objective = type("Objective", (), {"logits": staticmethod(lambda *_: logits)})
+    bilevel = type("Bilevel", (), {"problem": type("Problem", (), {"objective": objective})})
+    assert script.right(bilevel, None, pairs) == (2, 3)
+    low, high = script.interval(2 / 3, 3)
+    assert (round(low, 3), round(high, 3)) == (0.208, 0.939)  # Wilson's

@@ -28,6 +28,7 @@ SHOWN = {
     "own_reward": "drawn in lamps.png",
     "own_solver": "does not solve the entropy-regularized problem",
     "own_world": "cost to the planner",
+    "wrap_your_env": "every step is in room.csv",
 }
 
 

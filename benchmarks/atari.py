@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -34,7 +34,7 @@ from preference import commit  # beside this file
 from scipy.stats import binomtest
 
 from bilevel_gym import checkpoint
-from bilevel_gym.agents import Agent, Run, RunSpec, StopOnSignal
+from bilevel_gym.agents import Agent, HypergradientAgent, Run, RunSpec, StopOnSignal
 from bilevel_gym.agents.callbacks import StopOnBudget
 from bilevel_gym.agents.runs import CHECKPOINT, METRICS
 from bilevel_gym.frames import concatenate_states
@@ -116,7 +116,7 @@ def right(bilevel: Any, x: torch.Tensor, pairs: Fragments) -> tuple[int, int]:
 def speeds(run: Run) -> tuple[float, float]:
     """Updates a second of the follower's networks and of x, where the run stands; what is learnt on the way is thrown away."""
     bilevel: Any = run.bilevel
-    solver, agent = bilevel.solver, run.agent
+    solver, agent = bilevel.solver, cast(HypergradientAgent, run.agent)
     steps = 32 * solver.num_envs * solver.update_every
 
     def solve(rate: float) -> float:
@@ -125,7 +125,8 @@ def speeds(run: Run) -> tuple[float, float]:
         return clocked(lambda: timed.solve(bilevel.problem, bilevel.x, warm=warm, generator=bilevel.oracle.generator), bilevel.x.device)
 
     playing, learning = solve(0.0), solve(128 / steps)
-    return 128 / max(learning - playing, 1e-9), agent.updates_per_step / clocked(agent.act, bilevel.x.device)
+    before, seconds = agent.x_updates, clocked(agent.act, bilevel.x.device)
+    return 128 / max(learning - playing, 1e-9), (agent.x_updates - before) / seconds
 
 
 def clocked(call: Callable[[], Any], device: torch.device) -> float:

@@ -17,7 +17,7 @@ from bilevel_gym.agents.loop import Agent, OuterEnv
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import PerProblem
-from bilevel_gym.types import Estimator, Hypergradient
+from bilevel_gym.types import Estimator, Evaluation, Hypergradient
 
 __all__ = ["HypergradientAgent", "Optimizer"]
 
@@ -49,6 +49,7 @@ class HypergradientAgent(Agent):
         estimator: how ∇φ is estimated.
         optimizer: what makes an optimizer of x, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         updates_per_step: updates of x between two steps of the environment; each estimates anew at the current x, the response stays.
+            A function of the evaluation says how many, such as one for each batch in its queue.
         warmup_updates: further updates before the first step, such as epochs over the first pairs.
 
     Raises:
@@ -62,7 +63,7 @@ class HypergradientAgent(Agent):
         estimator: Estimator,
         optimizer: Callable[[list[Tensor]], Optimizer],
         *,
-        updates_per_step: int = 1,
+        updates_per_step: int | Callable[[Evaluation], int] = 1,
         warmup_updates: int = 0,
     ) -> None:
         bilevel = env.unwrapped
@@ -72,7 +73,7 @@ class HypergradientAgent(Agent):
             )
         if reason := estimator.supports(bilevel.problem):
             raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
-        if updates_per_step < 1 or warmup_updates < 0:
+        if warmup_updates < 0 or (isinstance(updates_per_step, int) and updates_per_step < 1):
             raise InvalidProblem(f"updates_per_step is {updates_per_step} and warmup_updates {warmup_updates}: at least 1 and 0")
         super().__init__(env)
         count = (bilevel.num_envs,) if isinstance(bilevel, BilevelVectorEnv) else ()
@@ -108,7 +109,8 @@ class HypergradientAgent(Agent):
         if self._estimator_state is None:
             self._estimator_state = (self.estimator.init(oracle),)
         self.x.copy_(bilevel.x)
-        for _ in range(self.updates_per_step + (self.warmup_updates if self.x_updates == 0 else 0)):
+        count = self.updates_per_step if isinstance(self.updates_per_step, int) else self.updates_per_step(evaluation)
+        for _ in range(count + (self.warmup_updates if self.x_updates == 0 else 0)):
             self.hypergradient, after = self.estimator(oracle, self.x, response, evaluation, self._estimator_state[0])
             if not isfinite(float(self.hypergradient.value.sum())):
                 raise InvalidAction(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import ceil
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.agents.hypergradient_agent import HypergradientAgent
 from bilevel_gym.agents.loop import OuterEnv
 from bilevel_gym.agents.search import RandomSearch, SearchAgent
-from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import (
     AID,
     AdvantageWeighted,
@@ -34,7 +35,7 @@ from bilevel_gym.hypergradients.momentum import Correction
 from bilevel_gym.hypergradients.penalty import Kind
 from bilevel_gym.hypergradients.score_function import Sensitivity, Weighting, Window
 from bilevel_gym.hypergradients.zero_order import Differences
-from bilevel_gym.types import SampledObjective
+from bilevel_gym.types import Evaluation, SampledObjective
 
 T = TypeVar("T", int, float)
 
@@ -236,7 +237,8 @@ def sobirl(
     clip: float | None = 1.0,
     delay: int = 0,
     stale: bool = False,
-    updates_per_step: int = 50,
+    weight_decay: float = 0.0,
+    updates_per_step: int | None = 50,
     warmup_updates: int = 200,
 ) -> HypergradientAgent:
     """SoBiRL (Yang, Gao, Yuan, AISTATS 2025), the model-free algorithm: ``hypergradients.ScoreFunction`` and Adam.
@@ -253,12 +255,23 @@ def sobirl(
         clip: the implicit part's norm at most, in multiples of the direct part's; None does not clip.
         delay: upper steps before the implicit part sets in.
         stale: whether scores are those of the queue's pairs, as in the released code, and not those of the fresh ones; biased.
-        updates_per_step: updates of x between two steps of the environment.
+        weight_decay: λ of AdamW, which takes learning_rate · λ of x away in each update; 0 is Adam.
+        updates_per_step: updates of x between two steps of the environment; None makes one for each batch in the queue, so that all of it
+            is seen about once.
         warmup_updates: further ones on the first pairs.
+
+    Raises:
+        InvalidProblem: an option is out of range, or the queue is to be gone through and there is no ``batch``.
     """
+    if updates_per_step is None and batch is None:
+        raise InvalidProblem("updates_per_step=None makes an update for each batch in the queue: give a batch, such as 64")
     estimator = ScoreFunction(sensitivity, window, batch, branches=branches, clip=clip, delay=delay, stale=stale, weighting=weighting)
     return HypergradientAgent(
-        env, estimator, partial(torch.optim.Adam, lr=learning_rate), updates_per_step=updates_per_step, warmup_updates=warmup_updates
+        env,
+        estimator,
+        partial(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay),
+        updates_per_step=partial(_batches, batch or 1) if updates_per_step is None else updates_per_step,
+        warmup_updates=warmup_updates,
     )
 
 
@@ -294,7 +307,13 @@ def stoc_sobirl(
 
 
 def drlhf(
-    env: OuterEnv, *, learning_rate: float = 3e-4, batch: int | None = 64, updates_per_step: int = 50, warmup_updates: int = 200
+    env: OuterEnv,
+    *,
+    learning_rate: float = 3e-4,
+    batch: int | None = 64,
+    weight_decay: float = 0.0,
+    updates_per_step: int | None = 50,
+    warmup_updates: int = 200,
 ) -> HypergradientAgent:
     """DRLHF (Christiano et al., 2017): ``sobirl`` without its implicit term, and nothing else changed (mathematics §7).
 
@@ -302,11 +321,18 @@ def drlhf(
         env: a preference task.
         learning_rate: of Adam.
         batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
-        updates_per_step: updates of x between two steps of the environment.
+        weight_decay: as for ``sobirl``.
+        updates_per_step: updates of x between two steps of the environment; None makes one for each batch in the queue.
         warmup_updates: further ones on the first pairs.
     """
     return sobirl(
-        env, learning_rate=learning_rate, sensitivity=None, batch=batch, updates_per_step=updates_per_step, warmup_updates=warmup_updates
+        env,
+        learning_rate=learning_rate,
+        sensitivity=None,
+        batch=batch,
+        weight_decay=weight_decay,
+        updates_per_step=updates_per_step,
+        warmup_updates=warmup_updates,
     )
 
 
@@ -360,6 +386,11 @@ def cma_es(env: gym.Env[Any, Any], *, step_size: float = 0.05, population: int |
         separable: whether to adapt a diagonal covariance matrix only; None does above 500 dimensions.
     """
     return SearchAgent(env, CMAES(step_size=step_size, population=population, separable=separable))
+
+
+def _batches(size: int, evaluation: Evaluation) -> int:
+    """Batches in the queue, the last of them perhaps smaller."""
+    return ceil(len(evaluation.memory or ()) / size) or 1
 
 
 def _or(given: T | None, default: T) -> T:

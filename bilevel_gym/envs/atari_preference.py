@@ -57,11 +57,17 @@ def atari_preference(
         log 2 = .693 for a reward that knows nothing. Known returns of discrete SAC on the score, a game: after five million steps BeamRider
         8659±1555, Pong 19.2, Breakout 344; after 100,000 BeamRider ≈ 400, Seaquest ≈ 212, SpaceInvaders ≈ 161, Pong ≈ −20.
 
-    The preset ``"aistats2025"`` has the settings of the SoBiRL authors' released code where this package has the same part: the networks, batch
-    norm, dropout and clip of r_x, hard target copies, a tuned temperature, rewards that the teacher sees clipped to [−1, 1] (and so the
-    true return, too), 600 pairs at first and 6 a step. What it asks of the agent is
-    ``agents.sobirl(env, sensitivity="one_step", warmup_updates=4800, updates_per_step=47, delay=10)``. Other than there, nothing is
-    divided by 255 twice, and clips are of the policy of now. It is made for a GPU.
+    The preset ``"aistats2025"`` has the settings of the SoBiRL authors' released code, and so has the agent with these arguments:
+
+        bilevel-gym train bilevel/BeamRiderPreference-v0 --preset aistats2025 --set device=cuda --steps 400 --agent sobirl
+            --agent-set sensitivity=one_step --agent-set stale=true --agent-set delay=10 --agent-set clip=null
+            --agent-set weight_decay=0.01 --agent-set updates_per_step=null --agent-set warmup_updates=5120
+
+    That is four million steps of the follower, 3,000 labels (the teacher and the true return see rewards clipped to [−1, 1]), an update of x
+    for each batch of the queue in an upper step, and 512 times the ten batches of the first 600 pairs before it. It is made for a GPU.
+    Other than there: clips come from episodes played for the evaluation, 4,000 steps of each upper step that are not the follower's; the
+    batch norm's statistics are measured at each x, and are no running averages; batches of the queue are drawn with replacement; the
+    weight decay is torch's default of AdamW, as the paper names none; nothing is divided by 255 twice.
 
     Args:
         game: such as ``"BeamRider"``; any that ale-py knows.

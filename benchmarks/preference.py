@@ -4,10 +4,10 @@
     python benchmarks/preference.py all --processes 2                               # the whole plan; hours
     python benchmarks/preference.py report                                          # raw CSV, curves and tables out of what is there
 
-All arms have the same follower, reward network, teacher and budget: as many upper steps, and in each of them as many environment steps
-of the follower, comparisons and updates of x. What an estimator plays for itself, as HPGD does with its continuations, is counted too,
-and no run gets more than ``MOST`` environment steps: HPGD ends there after a few upper steps. ``sac`` asks for the same labels and learns
-nothing from them.
+All arms have the same follower, reward network and teacher, and the same budget of environment steps, comparisons and updates of x. Two
+are special. PBRL has a second follower, its own actor, and so half as many upper steps with twice as many of each. HPGD plays some
+thousand steps of continuations in each upper step, and ends after a few of them, since no run gets more than ``MOST`` environment steps.
+``sac`` asks for the same labels and learns nothing from them.
 
 Every few upper steps the follower is looked at apart from its training: ``EPISODES`` episodes of it, a hundred labelled pairs cut out of
 them (fresh ones, which nothing trains on), and a fixed held-out set of the task, the same for all arms and seeds, half of it played by
@@ -25,6 +25,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,15 +74,30 @@ TASKS = {
     "HalfCheetah": Task(50, 2, 3),
 }
 
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sobirl": ("sobirl", {"sensitivity": "critic"}),
-    "sobirl-one-step": ("sobirl", {"sensitivity": "one_step"}),
-    "drlhf": ("drlhf", {}),
-    "hpgd": ("hpgd", {}),
-    "sac": ("sac", {}),
-    "pbrl": ("pbrl", {}),
+
+@dataclass(frozen=True)
+class Arm:
+    """A recipe, and how it is put on a par with the others."""
+
+    recipe: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    followers: int = 1
+    """How many learn and are compared in an upper step; so many fewer are the upper steps."""
+
+    def steps(self, task: str) -> int:
+        """Upper steps of a run."""
+        return ceil(TASKS[task].steps / self.followers)
+
+
+ARMS = {
+    "sobirl": Arm("sobirl", {"sensitivity": "critic"}),
+    "sobirl-one-step": Arm("sobirl", {"sensitivity": "one_step"}),
+    "drlhf": Arm("drlhf"),
+    "hpgd": Arm("hpgd"),
+    "sac": Arm("sac"),
+    # the second follower is its own actor, which plays and is asked about as the environment's is; x moves as often as the others'
+    "pbrl": Arm("pbrl", {"updates_per_step": 100}, followers=2),
 }
-"""Each arm: a recipe and its arguments."""
 
 app = typer.Typer(add_completion=False, help="The study of preference tasks.")
 
@@ -156,14 +172,14 @@ def run(
     """One curve: begin it, or go on with it."""
     torch.set_num_threads(1)  # the networks are small: two threads would mostly wait for each other
     plan, folder = TASKS[task], folder_of(runs, task, agent, seed)
-    total = steps or plan.steps
+    arm = ARMS[agent]
+    total = steps or arm.steps(task)
     about = {"task": task, "agent": agent, "seed": seed, "steps": total}
     if done(folder, total):
         typer.echo(f"{folder} is done")
         return
     memory = held_out(task, preset, runs)
-    recipe, options = ARMS[agent]
-    spec = RunSpec(f"bilevel/{task}Preference-v0", recipe, seed, plan.arguments(preset), options)
+    spec = RunSpec(f"bilevel/{task}Preference-v0", arm.recipe, seed, plan.arguments(preset), arm.options)
     one = Run.load(folder) if (folder / CHECKPOINT).exists() else Run.create(spec, folder)
     look = Look(plan.every, total, looking(one.bilevel.problem.objective), memory, seed)
     described = {"commit": commit(), **read(folder), **about}
@@ -189,7 +205,7 @@ def everything(
     wanted = [
         (name, arm, seed)
         for name, arm, seed in wanted
-        if seed < TASKS[name].seeds and not done(folder_of(runs, name, arm, seed), TASKS[name].steps)
+        if seed < TASKS[name].seeds and not done(folder_of(runs, name, arm, seed), ARMS[arm].steps(name))
     ]
     for name in tasks:
         held_out(name, preset, runs)
@@ -210,7 +226,7 @@ def report(
     runs: Folder = RUNS,
     output: Annotated[Path, typer.Option(help="folder of raw CSV, curves and tables; runs that are gone stay")] = RESULTS,
 ) -> None:
-    """Raw CSV, curves and tables of all runs so far, unfinished ones included as far as all seeds have come."""
+    """Raw CSV, curves and tables of all finished runs."""
     from preference_report import write_report  # beside this file; it needs the extra "benchmarks"
 
     output.mkdir(parents=True, exist_ok=True)

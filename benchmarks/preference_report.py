@@ -6,6 +6,7 @@ import csv
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from math import ceil, isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ MEASURED = {
 """Names in the CSV and in ``metrics.csv``; the first, third and fourth of them are drawn and tabulated."""
 COUNTED = ("upper_step", "env_steps", "lower_step", "comparisons", "x_updates")
 SHOWN = {"true_return": "true return", "accuracy_fresh": "accuracy, fresh pairs", "accuracy_held_out": "accuracy, held-out pairs"}
-LAST = 5
-"""Looks at the end of a run whose mean is its result."""
+LAST = 0.2
+"""Share of a run's looks, the last ones, whose mean is its result."""
 FEWEST = 0.05
 """Share of fresh pairs that must be no ties for their accuracy to count."""
 REPETITIONS, ALONG = 5000, 500
@@ -50,7 +51,7 @@ class Finals(NamedTuple):
 
 
 def collect(runs: Path, task: str, there: Path) -> list[Row]:
-    """All looks of a task: those of the runs' folders, and of the CSV those runs whose folders are not here."""
+    """All looks of a task's finished runs: those of the folders, and of the CSV those runs whose folders are not here."""
     found: dict[tuple[str, int], list[Row]] = {}
     if there.exists():
         with there.open(newline="") as file:
@@ -58,8 +59,8 @@ def collect(runs: Path, task: str, there: Path) -> list[Row]:
                 found.setdefault((row["agent"], int(row["seed"])), []).append(row)
     for about in sorted((runs / task).glob("*.json")):
         one = json.loads(about.read_text())
-        if (table := about.with_suffix("") / METRICS).exists():
-            with table.open(newline="") as file:
+        if one.get("done"):
+            with (about.with_suffix("") / METRICS).open(newline="") as file:
                 looks = [row for row in csv.DictReader(file) if row.get("eval_true_return")]
             found[one["agent"], one["seed"]] = [
                 {
@@ -81,25 +82,23 @@ def write(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-def table_of(rows: Sequence[Row], agent: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One quantity of one arm at the looks that all its seeds have: [seeds, looks], with the mean environment steps [looks]."""
+def curves_of(rows: Sequence[Row], agent: str) -> list[list[Row]]:
+    """The looks of each seed of an arm."""
     seeds = sorted({int(row["seed"]) for row in rows if row["agent"] == agent})
-    curves = [[row for row in rows if row["agent"] == agent and int(row["seed"]) == seed] for seed in seeds]
-    length = min(map(len, curves))
-    values = np.array([[_value(row, name) for row in curve[:length]] for curve in curves])
-    return values, np.mean([[float(row["env_steps"]) for row in curve[:length]] for curve in curves], 0)
+    return [[row for row in rows if row["agent"] == agent and int(row["seed"]) == seed] for seed in seeds]
+
+
+def along(rows: Sequence[Row], agent: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One quantity of one arm at the looks that all its seeds have: [looks, seeds], and the mean environment steps [looks]."""
+    looks = list(zip(*curves_of(rows, agent), strict=False))
+    return np.array([[_value(row, name) for row in look] for look in looks]), np.array([_mean(look, "env_steps") for look in looks])
 
 
 def finals(rows: Sequence[Row], agent: str) -> Finals:
-    """The mean of each seed's last looks; NaN where none of them had a fresh pair to decide."""
-    values, steps = {}, 0
-    for name in SHOWN:
-        table, env_steps = table_of(rows, agent, name)
-        last = table[:, -LAST:]
-        known = np.isfinite(last)
-        values[name] = np.where(known.any(1), np.nansum(last, 1) / np.maximum(known.sum(1), 1), np.nan)
-        steps = round(env_steps[-1])
-    return Finals(values, steps)
+    """The mean over each seed's last looks; NaN where none of them had fresh pairs to decide."""
+    last = [curve[-ceil(LAST * len(curve)) :] for curve in curves_of(rows, agent)]
+    values = {name: np.array([_mean(looks, name) for looks in last]) for name in SHOWN}
+    return Finals(values, round(_mean([looks[-1] for looks in last], "env_steps")))
 
 
 def interquartile(values: np.ndarray, repetitions: int | None = None) -> Interval:
@@ -128,9 +127,14 @@ def _bootstrap(scores: dict[str, Any], statistic: Callable[..., np.ndarray], rep
     return float(points[""][0]), float(ends[""][0, 0]), float(ends[""][1, 0])
 
 
+def _mean(rows: Sequence[Row], name: str) -> float:
+    known = [value for value in (_value(row, name) for row in rows) if isfinite(value)]
+    return float(np.mean(known)) if known else nan
+
+
 def _value(row: Row, name: str) -> float:
     if name == "accuracy_fresh" and float(row["decided_fresh"]) < FEWEST:
-        return float("nan")
+        return nan
     return float(row[name])
 
 
@@ -182,9 +186,9 @@ def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> Non
     figure, axes = plt.subplots(1, len(SHOWN), figsize=(4.6 * len(SHOWN), 3.8))
     for number, agent in enumerate(arms):
         for axis, (name, label) in zip(axes, SHOWN.items(), strict=True):
-            values, env_steps = table_of(rows, agent, name)
-            known = np.isfinite(values).sum(0) > 0
-            ends = np.array([interquartile(column[np.isfinite(column)], ALONG) for column in values.T[known]]).reshape(-1, 3)
+            values, env_steps = along(rows, agent, name)
+            known = np.isfinite(values).any(1)
+            ends = np.array([interquartile(look[np.isfinite(look)], ALONG) for look in values[known]]).reshape(-1, 3)
             axis.plot(env_steps[known], ends[:, 0], color=f"C{number}", label=agent, linewidth=1.4)
             axis.fill_between(env_steps[known], ends[:, 1], ends[:, 2], color=f"C{number}", alpha=0.15, linewidth=0)
             axis.set(title=label, xlabel="environment steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,9 +11,12 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
 from bilevel_gym.errors import InvalidProblem, UnknownName
 
-__all__ = ["build", "check_names", "check_numbers", "checked"]
+__all__ = ["build", "check_names", "check_numbers", "checked", "spec_of"]
 
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
@@ -65,6 +69,19 @@ def checked(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
         return make(*args, **kwargs)
 
     return made
+
+
+def spec_of(name: str) -> EnvSpec:
+    """What an id is registered as; ``"module:id"`` imports the module first, as ``gymnasium.make`` does and ``gymnasium.spec`` does not.
+
+    Raises:
+        gymnasium.error.Error: there is no such id.
+        ImportError: there is no such module.
+    """
+    module, _, own = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gym.spec(own)
 
 
 def build(kind: str, make: Callable[..., Made], options: Mapping[str, Any]) -> Made:

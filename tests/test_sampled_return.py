@@ -106,6 +106,8 @@ def test_refuses_what_cannot_be() -> None:
         env = BilevelEnv(replace(base, objective=objective), SOLVER)
         with pytest.raises(InvalidProblem, match=words):
             env.reset(seed=0)
+    with pytest.raises(UnsupportedProblem, match=r"E\[∇l\] alone is zero; use hypergradients.ScoreFunction"):
+        agents.drlhf(BilevelEnv(base, SOLVER))
     untrue = replace(problems.linear(0), objective=SampledReturn(length=2))
     with pytest.raises(UnsupportedProblem, match="no reward of its own"):
         BilevelEnv(untrue, SOLVER).reset(seed=0)

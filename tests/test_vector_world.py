@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra
+from bilevel_gym.agents.runs import make_env
+from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra, UnknownName
 from bilevel_gym.types import Policy, World
 from bilevel_gym.worlds import UniformPolicy, VectorWorld, mujoco_world
 
@@ -394,3 +396,47 @@ def test_missing_mujoco_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(MissingExtra, match=r"bilevel-gym\[mujoco\]"):
         mujoco_world("Hopper-v5")
+
+
+class Bell(gym.Env[np.ndarray, int]):
+    """Ends at each third step; a reset, too, has something to say."""
+
+    observation_space = gym.spaces.Box(0.0, 3.0, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Silence."""
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {"sound": -1.0}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Louder."""
+        self.time += 1
+        return np.full(1, self.time, np.float32), 0.0, self.time == 3, False, {"sound": float(self.time)}
+
+
+def test_terms_of_a_step_through_a_hidden_end_are_its_own() -> None:
+    """What a reset reports under the same name must not take the place of what the step before it was worth."""
+    world = VectorWorld(Bell, 0.9, horizon=7, endless=True, terms=("sound",))
+    played = world.rollout(world.uniform(), trajectories=1, steps=7, generator=seeded(0))
+    assert played.terms is not None
+    assert played.terms[0, :, 0].tolist() == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_an_id_may_name_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``"module:id"`` is how an environment is found that nobody has imported yet; Gymnasium's own ``spec`` does not read it."""
+    (tmp_path / "bells.py").write_text(
+        "import gymnasium as gym\nfrom bilevel_gym import wrap_env\n"
+        "gym.register('bells/Low-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=60)\n"
+        "def make(**options):\n    return wrap_env('bells:bells/Low-v0', preset='tiny', reward='linear', objective='return', **options)\n"
+        "gym.register('bells/Task-v0', make, max_episode_steps=5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert VectorWorld("bells:bells/Low-v0", 0.9, horizon=5).time_limit == 60
+    env = make_env("bells:bells/Task-v0", {"horizon": 20})
+    assert env.unwrapped.problem.world.horizon == 20
+    with pytest.raises(UnknownName, match="bells:bells/High-v0"):
+        make_env("bells:bells/High-v0")
+    for name in ("bells/Low-v0", "bells/Task-v0"):
+        del gym.registry[name]

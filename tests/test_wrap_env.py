@@ -183,6 +183,7 @@ def test_objectives_by_name_and_by_function() -> None:
     hidden = TINY("CartPole-v1", objective="preference")
     assert isinstance(hidden.problem.objective, PreferenceObjective)
     assert hidden.problem.world.endless
+    assert TINY("CartPole-v1", objective=hidden.problem.objective).problem.world.endless
     assert TINY("CartPole-v1", objective=SampledReturn(), endless=True).problem.world.endless
     assert TINY("CartPole-v1", objective={"length": 7}, members=2).problem.objective.length == 7
     assert TINY("CartPole-v1", rationality=2.5, teacher={"mistake": 0.5}).problem.objective.teacher.rationality == 2.5
@@ -272,7 +273,7 @@ def test_the_authors_settings_come_with_their_preset() -> None:
         (lambda: TINY("Pendulum-v1", reward="netwrok"), "netwrok"),
         (lambda: TINY("Pendulum-v1", objective="preferences"), "choose one of: preference, return"),
         (lambda: wrap_env("Pendulum-v1", preset="huge"), "unknown preset"),
-        (lambda: TINY("Pendulum-v1", objective="return", budget=3), "budget are about comparisons"),
+        (lambda: TINY("Pendulum-v1", objective="return", budget=3), "budget are for objective='preference'"),
         (lambda: TINY("Pendulum-v1", reward="linear", members=3), "members is 3"),
         (lambda: TINY("Pendulum-v1", horizn=3), "horizn"),
     ],

@@ -26,7 +26,7 @@ from bilevel_gym import checkpoint
 from bilevel_gym.agents import recipes
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
 from bilevel_gym.agents.loop import Agent, Callback, OuterEnv
-from bilevel_gym.arguments import check_names
+from bilevel_gym.arguments import check_names, spec_of
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName, UnsupportedProblem
 
@@ -218,7 +218,7 @@ def make_envs(env_id: str, num_envs: int, kwargs: Mapping[str, Any] | None = Non
     """
 
     def make(env_id: str, **kwargs: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
-        if gym.spec(env_id).vector_entry_point is None:
+        if spec_of(env_id).vector_entry_point is None:
             raise UnsupportedProblem(f"{env_id} is not solved as a batch: run one seed after the other, each into a folder of its own")
         return gym.make_vec(env_id, num_envs=num_envs, **kwargs)
 
@@ -229,7 +229,7 @@ def make_envs(env_id: str, num_envs: int, kwargs: Mapping[str, Any] | None = Non
 def _make(make: Callable[..., Any], env_id: str, kwargs: dict[str, Any]) -> Any:
     known = [name for name in gym.registry if name.startswith("bilevel/")]
     try:
-        entry = gym.spec(env_id).entry_point
+        entry = spec_of(env_id).entry_point
     except (gym.error.Error, ImportError) as error:
         raise UnknownName("id", env_id, known) from error
     creator = load_env_creator(entry) if isinstance(entry, str) else entry

@@ -9,11 +9,11 @@ from typing import Any, Literal, Unpack
 import gymnasium as gym
 from torch import Tensor
 
-from bilevel_gym.arguments import check_names, checked
+from bilevel_gym.arguments import check_names, checked, spec_of
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.preference_presets import FLAT, PIXELS, PreferenceOptions, Preset, choose, comparing
 from bilevel_gym.errors import InvalidProblem, UnknownName
-from bilevel_gym.objectives import SampledReturn
+from bilevel_gym.objectives import PreferenceObjective, SampledReturn
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import CNNReward, EnvironmentReward, FeatureReward, RewardTerms, network_for
@@ -95,13 +95,13 @@ def wrap_env(
             shorter than fragments; or an environment that cannot be made anew.
     """
     check_names("argument", preferences, PreferenceOptions.__annotations__)
-    compares = isinstance(objective, Mapping) or objective == "preference"
-    if preferences and not compares:
-        raise InvalidProblem(f"{', '.join(preferences)} are about comparisons, and this objective makes none: leave them out")
+    named = isinstance(objective, Mapping) or objective == "preference"
+    if preferences and not named:
+        raise InvalidProblem(f"{', '.join(preferences)} are for objective='preference': leave them out, or build them into your objective")
     if members != 1 and reward != "network":
         raise InvalidProblem(f"members is {members}, and only reward='network' makes an ensemble: leave it out")
     maker, kwargs, vectorization, copies = _maker(env, dict(env_kwargs or {}))
-    hidden = compares if endless is None else endless
+    hidden = named or isinstance(objective, PreferenceObjective) if endless is None else endless
     world = _world(maker, kwargs, vectorization, tuple(terms), discount=discount, endless=hidden, device=device)
     sizes = choose(PIXELS if len(world.observation_shape) == 3 else FLAT, preset, horizon, getattr(world, "time_limit", None))
     world = _settled(world, sizes)
@@ -139,7 +139,7 @@ def _world(
         if terms:
             raise InvalidProblem(f"Atari games do not report {list(terms)}: leave terms out")
         return AtariWorld(maker[4:].rpartition("-v")[0], options["discount"], horizon=1, device=device, **kwargs)
-    if isinstance(maker, str) and "envs.mujoco" in str(gym.spec(maker).entry_point):
+    if isinstance(maker, str) and "envs.mujoco" in str(spec_of(maker).entry_point):
         return mujoco_world(maker, horizon=1, terms=terms, device=device, **options, **kwargs)
     return VectorWorld(maker, horizon=1, terms=terms, env_kwargs=kwargs, vectorization=vectorization, device=device, **options)
 

@@ -146,6 +146,8 @@ class ScoreFunction:
         """None, or the reason why the problem does not fit."""
         if reason := (not_sampled if self.sensitivity is None else not_on_policy)(problem):
             return refusal(reason, problem)
+        if self.sensitivity is None and not getattr(problem.objective, "direct", True):
+            return refusal("l does not depend on x but through the policy, so that E[∇l] alone is zero", problem)
         if self.learns and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":
             return "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
         if self.stale and self.window == "reset" and getattr(problem.objective, "cut", "start") != "start":

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from torch import Tensor
 
+from bilevel_gym.arguments import spec_of
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.worlds.simulated import SimulatedWorld, check_times
 from bilevel_gym.worlds.simulation import VectorEnv
@@ -77,7 +78,7 @@ class VectorWorld(SimulatedWorld):
 
     def __post_init__(self) -> None:
         check_times(self.discount, self.horizon)
-        given = _fixed_length(gym.spec(self.env)) if isinstance(self.env, str) else {}
+        given = _fixed_length(spec_of(self.env)) if isinstance(self.env, str) else {}
         arguments = {**given, **dict(self.env_kwargs)}
         self._set(env_kwargs=tuple(sorted(arguments.items())), device=torch.device(self.device))
         self._set(time_limit=self._limit())
@@ -116,7 +117,7 @@ class VectorWorld(SimulatedWorld):
 
     def _limit(self) -> int | None:
         if isinstance(self.env, str):
-            return gym.spec(self.env).max_episode_steps
+            return spec_of(self.env).max_episode_steps
         env = self._new()
         env.close()
         return None if env.spec is None else env.spec.max_episode_steps
@@ -138,7 +139,7 @@ class Endless(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             observation, begun = self.env.reset()
-            info = {**info, **begun}
+            info = {**begun, **info}
         return observation, reward, False, False, info
 
 

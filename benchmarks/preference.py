@@ -57,6 +57,8 @@ class Task:
     every: int
     """Upper steps from one look to the next."""
     seeds: int
+    random: float
+    """The true return of uniform actions, the mean of 200 episodes."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of ``gymnasium.make`` beside the preset."""
     true_temperature: float = 0.2
@@ -69,9 +71,9 @@ class Task:
 
 TASKS = {
     # falls are whole numbers: two fragments with as many are equal, one more is seen in 993 of 1000 cases
-    "CartPole": Task(25, 1, 5, {"rationality": 5.0, "teacher": {"equal_within": 0.5}}, true_temperature=0.05),
-    "Pendulum": Task(25, 1, 5),
-    "HalfCheetah": Task(50, 2, 3),
+    "CartPole": Task(25, 1, 5, -11.0, {"rationality": 5.0, "teacher": {"equal_within": 0.5}}, true_temperature=0.05),
+    "Pendulum": Task(25, 1, 5, -1213.0),
+    "HalfCheetah": Task(50, 2, 5, -70.0),
 }
 
 
@@ -230,7 +232,7 @@ def report(
     from preference_report import write_report  # beside this file; it needs the extra "benchmarks"
 
     output.mkdir(parents=True, exist_ok=True)
-    typer.echo(write_report(runs, output, list(TASKS), list(ARMS)))
+    typer.echo(write_report(runs, output, {name: plan.random for name, plan in TASKS.items()}, list(ARMS)))
 
 
 def folder_of(runs: Path, task: str, agent: str, seed: int) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ LAST = 0.2
 """Share of a run's looks, the last ones, whose mean is its result."""
 FEWEST = 0.05
 """Share of fresh pairs that must be no ties for their accuracy to count."""
-REPETITIONS, ALONG = 5000, 500
+REPETITIONS, ALONG = 5000, 200
 """Resamples behind an interval of the tables, and of the curves."""
 
 Row = dict[str, Any]
@@ -44,8 +44,9 @@ Interval = tuple[float, float, float]
 
 
 class Finals(NamedTuple):
-    """One arm's results, a number for each seed."""
+    """One arm's results on a task, a number for each seed."""
 
+    seeds: list[int]
     values: dict[str, np.ndarray]
     env_steps: int
 
@@ -96,9 +97,10 @@ def along(rows: Sequence[Row], agent: str, name: str) -> tuple[np.ndarray, np.nd
 
 def finals(rows: Sequence[Row], agent: str) -> Finals:
     """The mean over each seed's last looks; NaN where none of them had fresh pairs to decide."""
+    seeds = sorted({int(row["seed"]) for row in rows if row["agent"] == agent})
     last = [curve[-ceil(LAST * len(curve)) :] for curve in curves_of(rows, agent)]
     values = {name: np.array([_mean(looks, name) for looks in last]) for name in SHOWN}
-    return Finals(values, round(_mean([looks[-1] for looks in last], "env_steps")))
+    return Finals(seeds, values, round(_mean([looks[-1] for looks in last], "env_steps")))
 
 
 def interquartile(values: np.ndarray, repetitions: int | None = None) -> Interval:
@@ -106,17 +108,17 @@ def interquartile(values: np.ndarray, repetitions: int | None = None) -> Interva
     return _bootstrap({"": values[:, None]}, lambda table: np.array([metrics.aggregate_iqm(table)]), repetitions)
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> tuple[Interval, Interval]:
-    """Of interquartile means by the bootstrap, and of means by Welch's t, which is the honest one for a handful of seeds."""
-    boot = _bootstrap(
-        {"": (first[:, None], second[:, None])},
-        lambda one, other: np.array([metrics.aggregate_iqm(one) - metrics.aggregate_iqm(other)]),
-    )
-    if np.ptp(first) == np.ptp(second) == 0.0:
-        middle = float(first.mean() - second.mean())
-        return boot, (middle, middle, middle)
-    welch = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    return boot, (float(first.mean() - second.mean()), float(welch.low), float(welch.high))
+def differences(one: Finals, other: Finals, name: str) -> np.ndarray:
+    """Seed by seed, for seeds that both have: looks with equal seeds play from equal starts, which on Pendulum decide most of a return."""
+    common = [seed for seed in one.seeds if seed in other.seeds]
+    values = np.array([one.values[name][one.seeds.index(seed)] - other.values[name][other.seeds.index(seed)] for seed in common])
+    return values[np.isfinite(values)]
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """The mean and its 95 % interval by Student's t, which is wider than a bootstrap of a handful of seeds, and more honest."""
+    mean, half = float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
 
 
 def _bootstrap(scores: dict[str, Any], statistic: Callable[..., np.ndarray], repetitions: int | None = None) -> Interval:
@@ -149,19 +151,32 @@ def result_table(task: str, rows: Sequence[Row], arms: Sequence[str]) -> str:
 
 
 def difference_table(task: str, rows: Sequence[Row], arms: Sequence[str], of: str) -> str:
-    """Markdown: one arm against each other, by both intervals."""
-    lines = [f"| {task}: {of} − | " + " | ".join(SHOWN.values()) + " |", "|---" * (1 + len(SHOWN)) + "|"]
-    mine = finals(rows, of).values
+    """Markdown: one arm less each other, mean differences of equal seeds with their intervals."""
+    lines = [f"| {task}: {of} less | " + " | ".join(SHOWN.values()) + " |", "|---" * (1 + len(SHOWN)) + "|"]
+    mine = finals(rows, of)
     for agent in arms:
-        if agent == of:
-            continue
-        theirs, cells = finals(rows, agent).values, []
-        for name in SHOWN:
-            one, other = (values[np.isfinite(values)] for values in (mine[name], theirs[name]))
-            enough = min(len(one), len(other)) > 1
-            cells.append(_text(difference(one, other)[1], name) if enough else "–")
-        lines.append(f"| {agent} | " + " | ".join(cells) + " |")
+        if agent != of:
+            found = {name: differences(mine, finals(rows, agent), name) for name in SHOWN}
+            cells = [_text(mean_interval(values), name) if len(values) > 1 else "–" for name, values in found.items()]
+            lines.append(f"| {agent} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def overall_table(rows: Mapping[str, Sequence[Row]], random: Mapping[str, float], arms: Sequence[str]) -> str:
+    """Markdown: returns on all tasks together, 0 being uniform actions and 1 the mean of ``sac``; the arms that each task has."""
+    lines = ["| all tasks | seeds of each | return, 0 = uniform actions, 1 = sac |", "|---|---|---|"]
+    found = {task: {agent: finals(table, agent).values["true_return"] for agent in _present(table, arms)} for task, table in rows.items()}
+    for agent in arms:
+        if all({agent, "sac"} <= set(table) for table in found.values()):
+            count = min(len(table[agent]) for table in found.values())
+            scores = [(table[agent][:count] - random[task]) / (table["sac"].mean() - random[task]) for task, table in found.items()]
+            interval = _bootstrap({"": np.stack(scores, 1)}, lambda table: np.array([metrics.aggregate_iqm(table)]))
+            lines.append(f"| {agent} | {count} | {_text(interval, '')} |")
+    return "\n".join(lines)
+
+
+def _present(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
+    return [agent for agent in arms if any(row["agent"] == agent for row in rows)]
 
 
 def _cell(values: np.ndarray, name: str) -> str:
@@ -200,19 +215,22 @@ def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> Non
     plt.close(figure)
 
 
-def write_report(runs: Path, output: Path, tasks: Sequence[str], arms: Sequence[str]) -> str:
-    """CSV, curves and ``tables.md`` of all runs that are there; the text of the tables."""
+def write_report(runs: Path, output: Path, random: Mapping[str, float], arms: Sequence[str]) -> str:
+    """CSV, curves and ``tables.md`` of all runs that are there; the text of the tables.
+
+    Args:
+        runs: the folder of the runs.
+        output: what is in its CSV files stays where the runs are gone.
+        random: the tasks, and the return of uniform actions on each.
+        arms: in the order of the rows.
+    """
+    found = {task: rows for task in random if (rows := collect(runs, task, output / f"{task}.csv"))}
     parts = []
-    for task in tasks:
-        rows = collect(runs, task, output / f"{task}.csv")
-        if not rows:
-            continue
+    for task, rows in found.items():
         write(rows, output / f"{task}.csv")
-        present = [agent for agent in arms if any(row["agent"] == agent for row in rows)]
+        present = _present(rows, arms)
         draw(task, rows, present, output / f"{task}.png")
-        parts.append(result_table(task, rows, present))
-        if "sobirl" in present:
-            parts.append(difference_table(task, rows, present, "sobirl"))
-    text = "\n\n".join(parts) + "\n"
+        parts += [result_table(task, rows, present), *([difference_table(task, rows, present, "sobirl")] if "sobirl" in present else [])]
+    text = "\n\n".join([*parts, overall_table(found, random, arms)]) + "\n"
     (output / "tables.md").write_text(text)
     return text

@@ -32,7 +32,7 @@ _BLACK_BOX = ("zero_order", "random_search", "cma_es")
 _TABULAR_AGENTS = ("m_sobirl", "exact", "pbrl", "parl", *_BLACK_BOX)
 _STEEP_AGENTS = ("exact", "m_sobirl", "pbrl", "parl", *_BLACK_BOX)
 _PIXEL_AGENTS = ("sobirl", "pbrl", "drlhf", "sac", "random_search")
-_PREFERENCE_AGENTS = ("sobirl", "hpgd", "pbrl", "drlhf", "sac", "random_search", "cma_es")
+_PREFERENCE_AGENTS = ("sobirl", "stoc_sobirl", "hpgd", "pbrl", "drlhf", "sac", "random_search", "cma_es")
 
 
 def _preference(env_id: str, summary: str, **kwargs: Any) -> Entry:

@@ -285,14 +285,13 @@ def test_bad_options_are_refused(options):
 
 
 def test_what_it_does_not_fit_is_named():
-    """A batch of the queue is not the fresh sample, and policies without probabilities have no importance weights."""
+    """A batch of the queue is not the fresh sample, and a world without branches has no continuations."""
     import gymnasium as gym
 
     problem = problems.preference(0)
     assert "batch=None" in Momentum(ScoreFunction("exact", batch=8)).supports(problem)
     assert Momentum(ScoreFunction("exact"), "importance").supports(problem) is None
     deep = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped.problem
-    assert "correction='none'" in Momentum(ScoreFunction("critic", "frozen"), "importance").supports(deep)
     assert Momentum(ScoreFunction("critic", "frozen")).supports(deep) is None
     straight = replace(deep, world=SimpleNamespace(discount=0.9))
     assert "SimpleNamespace has no branch" in Momentum(ScoreFunction("rollout")).supports(straight)

@@ -278,7 +278,7 @@ def sobirl(
 def stoc_sobirl(
     env: OuterEnv,
     *,
-    learning_rate: float = 1.0,
+    learning_rate: float | None = None,
     decay: float = 1 / 3,
     momentum: float = 1.0,
     momentum_decay: float = 2 / 3,
@@ -286,6 +286,8 @@ def stoc_sobirl(
     window: Window = "reset",
     correction: Correction = "none",
     clip: float = 10.0,
+    max_norm: float | None = None,
+    implicit_clip: float | None = None,
 ) -> HypergradientAgent:
     """Stoc-SoBiRL (Yang, Gao, Yuan, AISTATS 2025): ``hypergradients.Momentum`` around ``ScoreFunction``, and gradient descent.
 
@@ -293,7 +295,7 @@ def stoc_sobirl(
 
     Args:
         env: an outer environment whose objective is a mean over fragments.
-        learning_rate: β_1 of β_k = β_1 k^−decay.
+        learning_rate: β_1 of β_k = β_1 k^−decay; None takes 1 on tables and .1 on simulators.
         decay: of β.
         momentum: μ_1 of μ_k = μ_1 k^−momentum_decay, at most 1; with 1 and no decay there is no momentum.
         momentum_decay: of μ.
@@ -301,9 +303,24 @@ def stoc_sobirl(
         window: ``"reset"`` is unbiased on fragments cut at the reset, ``"frozen"`` is for fragments cut anywhere.
         correction: ``"importance"`` weighs the samples of π_k to stand for those of π_{k−1}, ``"none"`` does not.
         clip: the largest such weight.
+        max_norm: h_k is scaled down to this length at most; None does not on tables, and takes 1 on simulators, where one long step
+            saturates a network's reward.
+        implicit_clip: the implicit part of ĝ at most, in multiples of the direct part's norm; None does not clip on tables, and takes
+            1 on simulators, as ``sobirl`` does.
     """
-    estimator = Momentum(ScoreFunction(sensitivity, window), correction, clip, momentum, momentum_decay)
-    return HypergradientAgent(env, estimator, partial(GradientDescent, lr=learning_rate, decay=decay))
+    deep = not getattr(getattr(env.unwrapped, "problem", None), "tabular", True)
+    default = 1.0 if deep else None
+    inner = ScoreFunction(sensitivity, window, clip=default if implicit_clip is None else implicit_clip)
+    return HypergradientAgent(
+        env,
+        Momentum(inner, correction, clip, momentum, momentum_decay),
+        partial(
+            GradientDescent,
+            lr=_or(learning_rate, 0.1 if deep else 1.0),
+            decay=decay,
+            max_norm=default if max_norm is None else max_norm,
+        ),
+    )
 
 
 def drlhf(

@@ -92,8 +92,6 @@ class Momentum:
             return "the fragments are not the follower's own, so their weights would mean nothing; use correction='none'"
         if getattr(self.inner, "batch", None) is not None:
             return "both estimates are of the fresh samples, and the inner one takes a batch of the queue: give it batch=None"
-        if self.correction == "importance" and not problem.tabular:
-            return "importance weights need the probability of each action, which policies on this world do not tell; use correction='none'"
         return self.inner.supports(problem)
 
     def init(self, oracle: Oracle) -> MomentumState:
@@ -103,7 +101,11 @@ class Momentum:
     def __call__(
         self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: MomentumState
     ) -> tuple[Hypergradient, MomentumState]:
-        """h_k: x [D] → [D]; its direct and implicit parts follow the recursion each."""
+        """h_k: x [D] → [D]; its direct and implicit parts follow the recursion each.
+
+        Raises:
+            UnsupportedProblem: importance weights are asked for, and a policy does not say how likely an action is.
+        """
         estimate, inner = self.inner(oracle, x, response, evaluation, state.inner)
         momentum = min(1.0, self.scale * (state.updates + 1) ** -self.power)
         if state.estimate is not None:

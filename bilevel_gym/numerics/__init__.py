@@ -15,12 +15,15 @@ from bilevel_gym.numerics.backups import (
     push_forward,
     staying,
 )
+from bilevel_gym.numerics.boxes import EDGE, EDGE_DRIVE, place_in_box
 from bilevel_gym.numerics.draws import draw_categorical, draw_horizons, draw_seed
 from bilevel_gym.numerics.functions import ArrayLike, TableFunction, as_table, gradients, rewards_of, split_flat, stack_functions, vjp
 from bilevel_gym.numerics.krylov import KrylovSolution, conjugate_gradient
 from bilevel_gym.numerics.systems import adjoint, factorize, policy_value, solve_transposed
 
 __all__ = [
+    "EDGE",
+    "EDGE_DRIVE",
     "ArrayLike",
     "KrylovSolution",
     "TableFunction",
@@ -38,6 +41,7 @@ __all__ = [
     "factorize",
     "gradients",
     "matvec",
+    "place_in_box",
     "policy_transition",
     "policy_value",
     "push_forward",

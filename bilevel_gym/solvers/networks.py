@@ -10,7 +10,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from bilevel_gym.numerics import split_flat
+from bilevel_gym.numerics import EDGE_DRIVE, place_in_box, split_flat
 from bilevel_gym.solvers.products import product_for
 
 __all__ = ["GaussianPolicy", "Perceptrons", "gaussian", "initial_parameters", "layer_shapes", "log_density", "numel", "perceptron"]
@@ -186,6 +186,21 @@ class GaussianPolicy:
         """The action without noise, tanh μ: [n, observation] → [n, action]."""
         with torch.no_grad():
             return self._to_box(gaussian(perceptron(self._layers, observations))[0])
+
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """log π(a|s), a density in the environment's units: [n, observation], [n, action] → [n].
+
+        With a = tanh u the density of u is divided by 1 − tanh² u and half the side (arXiv 1812.05905, appendix C). Of a coordinate that
+        is at the box's edge up to rounding, u is not known: it counts with the probability of being there, P(±u ≥ 7.25).
+        """
+        with torch.no_grad():
+            mean, log_std = gaussian(perceptron(self._layers, observations))
+            unit, edge = place_in_box(actions, self.low, self.high)
+            drive = torch.where(edge, EDGE_DRIVE * unit.sign(), torch.atanh(unit.masked_fill(edge, 0.0)))
+            noise = (drive - mean) * (-log_std).exp()
+            squashed = 2.0 * (log(2.0) - drive - torch.nn.functional.softplus(-2.0 * drive)) + (0.5 * (self.high - self.low)).log()
+            density = -0.5 * (noise.square() + log(2.0 * torch.pi)) - log_std - squashed
+            return torch.where(edge, torch.special.log_ndtr(-unit.sign() * noise), density).sum(-1)
 
     def _to_box(self, drive: Tensor) -> Tensor:
         return torch.lerp(self.low, self.high, 0.5 + 0.5 * torch.tanh(drive))

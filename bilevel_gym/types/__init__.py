@@ -22,7 +22,7 @@ from bilevel_gym.types.objectives import (
 )
 from bilevel_gym.types.problems import LowerFunction, OuterProblem, Problem, Regularizer
 from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Ensemble, Played, RewardModel, TabularReward, TransitionReward
-from bilevel_gym.types.worlds import Branching, Policy, TabularWorldLike, World
+from bilevel_gym.types.worlds import Branching, KnownPolicy, Policy, TabularWorldLike, World
 
 __all__ = [
     "MDP",
@@ -40,6 +40,7 @@ __all__ = [
     "Factor",
     "Fragments",
     "Hypergradient",
+    "KnownPolicy",
     "LowerFunction",
     "LowerSolver",
     "Memory",

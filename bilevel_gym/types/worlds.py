@@ -10,7 +10,7 @@ from torch import Tensor
 from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.types.flow import Places, Trajectory
 
-__all__ = ["Branching", "Policy", "TabularWorldLike", "World"]
+__all__ = ["Branching", "KnownPolicy", "Policy", "TabularWorldLike", "World"]
 
 
 @runtime_checkable
@@ -23,6 +23,15 @@ class Policy(Protocol):
 
     def mean(self, observations: Tensor) -> Tensor:
         """The deterministic action that evaluation plays: [n, *observation] → [n, *action]."""
+        ...
+
+
+@runtime_checkable
+class KnownPolicy(Policy, Protocol):
+    """A policy that says how likely an action was, as importance weights ask."""
+
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """log π(a|s), of a density where actions are continuous: [n, *observation], [n, *action] → [n]."""
         ...
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
 
 from bilevel_gym.frames import coarse
-from bilevel_gym.numerics import draw_categorical
+from bilevel_gym.numerics import EDGE, draw_categorical, place_in_box
 
 __all__ = ["LinearPolicy", "SoftmaxPolicy", "UniformChoice", "UniformPolicy"]
 
@@ -33,6 +34,11 @@ class UniformPolicy:
     def mean(self, observations: Tensor) -> Tensor:
         """The centre of the box: [n, observation] → [n, action]."""
         return torch.lerp(self.low, self.high, 0.5).expand(observations.shape[0], -1)
+
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """−Σ log(high − low), a density; log of a half of ``numerics.EDGE`` for what is at the edge: [n, observation], [n, action] → [n]."""
+        _, edge = place_in_box(actions, self.low, self.high)
+        return torch.where(edge, log(EDGE / 2.0), -(self.high - self.low).log()).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,10 @@ class UniformChoice:
     def probabilities(self, observations: Tensor) -> Tensor:
         """1/A: [n, *observation] → [n, A]."""
         return torch.full((observations.shape[0], self.count), 1.0 / self.count, device=observations.device)
+
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """−log A: [n, *observation], [n] int64 → [n]."""
+        return torch.full((observations.shape[0],), -log(self.count), device=observations.device)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bilevel_gym.hypergradients import (
     SecondOrder,
     ZeroOrder,
 )
-from bilevel_gym.objectives import DemonstrationLikelihood
+from bilevel_gym.objectives import DemonstrationLikelihood, SampledReturn
 from bilevel_gym.solvers import SAC, GradientDescentSolver, Riccati, SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient
 from tests import problems
@@ -57,6 +57,7 @@ PROBLEMS = {
     "preference-anywhere": lambda: problems.preference_variant(0, cut="anywhere"),
     "preference-long": lambda: problems.preference_variant(0, length=8, steps=None),
     "preference-untrue": lambda: problems.preference_in(problems.linear(0).world),
+    "trajectories": lambda: with_objective(problems.preference(2, ends=True), SampledReturn(length=3)),
     "convex": lambda: problems.convex(0),
     "regulator": lambda: draw_soft_lqr(np.random.default_rng(0))[0],
 }
@@ -117,6 +118,7 @@ NOT_EXPLICIT = {
     "preference-anywhere": "cut anywhere.*hypergradients.ScoreFunction",
     "preference-long": "more than 4096 fragments of 8 steps.*hypergradients.ScoreFunction",
     "preference-untrue": "no reward of its own.*hypergradients.ScoreFunction",
+    "trajectories": r"SampledReturn has no value\(problem, x, policy\).*hypergradients.ScoreFunction",
 }
 """Where no f(x, π) can be written down on a table."""
 NOT_SOFTMAX = {**NOT_EXPLICIT, "tsallis": SPARSE, "preference-tsallis": SPARSE}
@@ -139,7 +141,9 @@ REFUSED = {
     "ExactRiccati": dict.fromkeys([name for name in PROBLEMS if name != "regulator"], "Riccati"),
     "AID": dict.fromkeys([name for name in PROBLEMS if name != "convex"], "decision problem"),
     "AdvantageWeighted, oracle": {
-        **dict.fromkeys([name for name in (*EXPLICIT, "convex", "regulator") if not name.startswith("return")], "advantage"),
+        **dict.fromkeys(
+            [name for name in (*EXPLICIT, "trajectories", "convex", "regulator") if not name.startswith("return")], "advantage"
+        ),
         **{name: reason for name, reason in NOT_SOFTMAX.items() if name in PREFERENCE},
     },
     **{name: NOT_SCORED for name in SAMPLED if name.startswith(("ScoreFunction", "Momentum"))},
@@ -148,7 +152,7 @@ REFUSED = {
 }
 """A pattern of the reason, for each pair that does not fit."""
 
-UNKNOWN = [name for name in NOT_EXPLICIT if name.startswith("preference")]
+UNKNOWN = [name for name in NOT_EXPLICIT if name.startswith(("preference", "trajectories"))]
 """Where nothing tells the truth: what fits is asked for its reason only."""
 
 

@@ -210,7 +210,7 @@ def main(
             low, high = interval(row["accuracy_held_out"], decided) if decided else (nan, nan)
             rows.append({key: row.get(key, nan) for key in SHOWN} | {"low": low, "high": high} | {key: row.get(key, nan) for key in AFTER})
         write(output / f"{game}-{name}.csv", rows)
-        last, further = rows[-1], further_pairs(bilevel, pairs, runs / f"{game}-{preset}-pairs.pt")
+        last, further = rows[-1], further_pairs(bilevel, pairs, runs / f"{game}-{preset}-{device}-pairs.pt")
         first = torch.as_tensor(np.load(folder.with_suffix(".npy"))).to(bilevel.x)
         (at_first, _), (at_last, tested) = right(bilevel, first, further), right(bilevel, bilevel.x, further)
         low, high = interval(at_last / tested, tested) if tested else (nan, nan)

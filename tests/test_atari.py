@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+from bilevel_gym.envs import PIXELS
 from bilevel_gym.errors import InvalidProblem, MissingExtra, UnknownName
+from bilevel_gym.preferences import Teacher
+from bilevel_gym.rewards.convolutions import LAYERS
 from bilevel_gym.types import World
 from bilevel_gym.worlds import AtariGame, AtariWorld
 from bilevel_gym.worlds.atari_game import SEEDS, StartNoops, shrink
@@ -157,6 +161,21 @@ def test_shrinking_keeps_the_mean():
         assert small.shape == (84, 84)
         assert abs(float(small.mean()) - float(screen.mean())) < 0.5
     assert np.array_equal(shrink(np.full((210, 160), 77, np.uint8)), np.full((84, 84), 77, np.uint8))
+
+
+@pytest.mark.parametrize("preset", ["default", "demo", "tiny", "aistats2025"])
+def test_presets_reach_reward_and_teacher(preset):
+    """Without it a game would be learnt with other convolutions than its preset's, or a teacher would toss a coin over equal scores."""
+    sizes = PIXELS[preset]
+    for given in ({}, {"mistake": 0.1}, {"equal_within": 3.0}):
+        env = gym.make("bilevel/SpaceInvadersPreference-v0", preset=preset, rationality=2.0, teacher=given)
+        problem = env.unwrapped.problem
+        network = problem.reward.network
+        assert getattr(network, "convolutions", network).layers == sizes.reward_layers
+        same = 0.5 if preset in ("default", "demo") else 0.0
+        assert problem.objective.teacher == Teacher(2.0, **{"equal_within": same, **given})
+        env.close()
+    assert (sizes.reward_layers == LAYERS) == (preset != "demo")
 
 
 def test_refuses_what_does_not_fit(monkeypatch):

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from bilevel_gym.errors import UnsupportedProblem
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -22,12 +24,16 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("atari")
 
 
+def options(tmp_path: Path, **others: Any) -> dict[str, Any]:
+    """Some seconds of Breakout."""
+    small = {"agent": ["drlhf"], "game": "Breakout", "preset": "tiny", "seconds": None, "pairs": 6, "seed": 0, "device": "cpu"}
+    return {**small, "graph": False, "threads": 1, "runs": tmp_path / "runs", "output": tmp_path / "out", **others}
+
+
 def test_goes_on_and_reports(script: Any, tmp_path: Path) -> None:
     """Without it a study of an hour could end in an error in its report, or do its steps again when it is called once more."""
-    options = {"agent": ["drlhf"], "game": "Breakout", "preset": "tiny", "seconds": None, "pairs": 6, "seed": 0, "device": "cpu"}
-    options |= {"graph": False, "threads": 1, "runs": tmp_path / "runs", "output": tmp_path / "out"}
     for steps in (1, 2):
-        script.main(**options, steps=steps)
+        script.main(**options(tmp_path), steps=steps)
     with (tmp_path / "out" / "Breakout-drlhf.csv").open(newline="") as file:
         curve = list(csv.DictReader(file))
     assert [row["upper_step"] for row in curve] == ["1", "2"]
@@ -37,6 +43,20 @@ def test_goes_on_and_reports(script: Any, tmp_path: Path) -> None:
     assert summary["pairs_decided"] == "6"
     assert float(summary["env_steps_per_second"]) > 0
     assert (tmp_path / "out" / "Breakout.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("graph", [False, True])
+def test_runs_on_a_gpu(script: Any, tmp_path: Path, graph: bool) -> None:
+    """Without it the one command for a GPU could mix devices, or capture what cannot be captured."""
+    script.main(**options(tmp_path, device="cuda", graph=graph), steps=2)
+    assert (tmp_path / "out" / "Breakout-summary.csv").exists()
+
+
+def test_graphs_need_a_gpu(script: Any, tmp_path: Path) -> None:
+    """Without it ``--graph`` would do nothing on a CPU, and timings would be taken for those of graphs."""
+    with pytest.raises(UnsupportedProblem, match="graph_updates"):
+        script.main(**options(tmp_path, graph=True), steps=1)
 
 
 def test_counts_what_is_ranked_right(script: Any) -> None:

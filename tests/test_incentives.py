@@ -17,6 +17,7 @@ from scipy.optimize import brentq, root
 from bilevel_gym import agents, multiagent
 from bilevel_gym.errors import InvalidAction, InvalidProblem, UnknownName, UnsupportedProblem
 from bilevel_gym.multiagent import DesignObjective, Incentives, IndependentNetworks, IndependentTables, SocialCost, SoftGameIteration
+from bilevel_gym.multiagent.game_world import Steps
 from bilevel_gym.regularizers import Shannon, Tsallis
 from bilevel_gym.solvers import SAC, DiscreteSAC
 from bilevel_gym.testing import check_bilevel_env
@@ -197,6 +198,14 @@ def test_learners_from_play_come_near_the_equilibrium(make, feature):
     assert near.response.env_steps == 12000
 
 
+def test_taking_money_costs_as_much_as_giving_it():
+    """Without the modulus a designer would be paid for fining everybody."""
+    earned = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.0, -1.0])}
+    paid = {"a": torch.tensor([-3.0, 0.0]), "b": torch.tensor([1.0, 2.0])}
+    steps = Steps(torch.arange(2), {}, {}, earned, {})
+    assert SocialCost(0.5)(torch.zeros(1), steps, paid).tolist() == [0.5 * (3 + 1) - 1, 0.5 * 2 - 1]
+
+
 def test_sampled_and_exact_objectives_agree():
     """f from episodes of the game is f from its tables: the discount, the payments and the order of agents are the same."""
     objective = DesignObjective(SocialCost(0.3), discount=0.5)
@@ -264,6 +273,8 @@ def test_learners_with_networks_come_near_the_equilibrium(x):
     for policy in env.response.policy.values():
         assert float(policy.probabilities(seen)[0, 0]) == pytest.approx(dilemma_equilibrium(x), abs=0.1)
     assert env.response.env_steps == 2 * 3 * 300
+    own = [float(response.gap) for response in env.response.state.responses.values()]
+    assert min(own) < max(own) == pytest.approx(float(env.response.gap))  # no farther from an equilibrium than the worst of them
     env.close()
 
 

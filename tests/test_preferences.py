@@ -208,7 +208,7 @@ def test_metrics_mean_what_they_say():
     objective = replace(problem.objective, teacher=BradleyTerry(inf), held_out_pairs=64)
     problem = replace(problem, objective=objective)
     x = 3.0 * problem.world.true_reward.flatten()
-    evaluation = ProblemOracle(problem, SOLVER, generator()).evaluate(x, SOLVER.solve(problem, x))
+    evaluation, _ = objective.evaluate(problem, x, SOLVER.solve(problem, x), objective.start(), generator())
     assert evaluation.metrics["accuracy_fresh"] == 1.0
     assert evaluation.metrics["accuracy_held_out"] == 1.0
     np.testing.assert_allclose(evaluation.metrics["learned_return"], 3.0 * evaluation.metrics["true_return"])

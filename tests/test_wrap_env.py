@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.classic_control import PendulumEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bilevel_gym import agents, envs, wrap_env
 from bilevel_gym.errors import CannotRender, InvalidProblem, UnknownName, UnsupportedProblem
@@ -292,6 +294,25 @@ def actions(space: gym.Space[Any]) -> gym.Env[Any, Any]:
 def observations(space: gym.Space[Any]) -> gym.Env[Any, Any]:
     """Pendulum with other observations."""
     return gym.wrappers.TransformObservation(gym.make("Pendulum-v1"), lambda seen: seen, space)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.sampled_from(["FrozenLake-v1", "CartPole-v1", "Pendulum-v1", "Blackjack-v1", Tiles]),
+    st.sampled_from(["network", "linear", "environment", "terms"]),
+    st.sampled_from(["preference", "return", {"length": 5, "cut": "start"}, lambda played: played.alive.sum(-1)]),
+    st.sampled_from([None, True, False]),
+)
+def test_any_combination_plays_or_says_why(env: Any, reward: Any, objective: Any, endless: bool | None) -> None:
+    """A combination that nobody has tried must not end in an error from deep inside, or in a number that is none."""
+    try:
+        outer = TINY(env, reward=reward, objective=objective, endless=endless, horizon=12)
+    except InvalidProblem:
+        assert reward == "terms" or (reward == "linear" and env is Tiles)
+        return
+    outer.reset(seed=0)
+    assert np.isfinite(agents.sobirl(outer, updates_per_step=1, warmup_updates=0).learn(1).x.numpy()).all()
+    assert np.isfinite(outer.step(outer.x.numpy())[1])
 
 
 def test_terms_that_nobody_reports() -> None:

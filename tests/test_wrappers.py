@@ -68,21 +68,28 @@ def test_each_new_x_reaches_the_follower_through_a_nest() -> None:
         np.testing.assert_allclose(seen["policy"], policy.flatten(), atol=1e-8)
 
 
+def simulated() -> gym.Env[Any, Any]:
+    """The same around a follower who learns, whose returns tell which x it has been given."""
+    return normalised(DeltaX(wrap_env("Pendulum-v1", preset="tiny", reward="linear", objective="return", horizon=20), 0.7))
+
+
 @pytest.mark.parametrize("kind", [gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv])
-def test_each_new_x_reaches_every_follower_of_a_vector(kind: Any) -> None:
+@pytest.mark.parametrize("make", [nested, simulated])
+def test_each_new_x_reaches_every_follower_of_a_vector(make: Any, kind: Any) -> None:
     """Through worker processes, too: each copy must do what a single environment does with its own row of actions."""
-    alone = [nested() for _ in range(2)]
+    alone = [make() for _ in range(2)]
     for index, env in enumerate(alone):
         env.reset(seed=7 + index)
-    vector = kind([nested] * 2)
+    vector = kind([make] * 2)
     vector.reset(seed=7)
     vector.action_space.seed(1)
-    for _ in range(4):
+    for _ in range(3):
         actions = vector.action_space.sample()
-        seen, rewards, *_ = vector.step(actions)
+        seen, rewards, *_, info = vector.step(actions)
         for index, env in enumerate(alone):
-            expected, reward, *_ = env.step(actions[index])
+            expected, reward, *_, told = env.step(actions[index])
             assert rewards[index] == reward
+            assert all(info[name][index] == value for name, value in told.items())
             for name, values in expected.items():
                 np.testing.assert_array_equal(seen[name][index], values)
         for x, env in zip(vector.get_attr("x"), alone, strict=True):
@@ -202,15 +209,18 @@ def test_steps_that_cannot_be() -> None:
         DeltaX(gym.wrappers.RescaleAction(table(), -1.0, 1.0))
 
 
-@pytest.mark.parametrize("limit", [0.1, 0.3, 0.7, 1.9])
+@pytest.mark.parametrize("limit", [0.013, 0.47, 1.9])
 def test_gymnasiums_rescaling_reaches_the_edges(limit: float) -> None:
-    """It misses the edge by rounding, and an agent that clips to ±1 would be refused at every corner."""
-    env = normalised(DeltaX(wrap_env("Pendulum-v1", preset="tiny", reward="linear", objective="return"), limit))
-    env.reset(seed=0)
-    x = env.unwrapped.x.numpy().copy()
-    env.step(env.action_space.high)
-    env.step(env.action_space.low)
-    np.testing.assert_allclose(env.unwrapped.x, x, atol=1e-6)
+    """It misses these by one unit in the last place, and an agent that clips to ±1 would be refused at every corner."""
+    inside = DeltaX(table(), limit)
+    env = normalised(inside)
+    corner = env.action_space.high
+    assert (env.func(corner) > inside.action_space.high).all()
+    env.reset(seed=0, options={"x": np.zeros(3)})
+    env.step(corner)
+    assert env.unwrapped.x.tolist() == [limit] * 3
+    env.step(-corner)
+    assert env.unwrapped.x.tolist() == [0.0] * 3
 
 
 # ---------------------------------------------------------------------------------------------- hyper-gradients

@@ -457,6 +457,22 @@ def test_a_picture_needs_a_suffix(tmp_path: Path) -> None:
     assert "suffix" in refused(run_cli("plot", tmp_path / "run", "-o", tmp_path / "curves"))
 
 
+def test_a_picture_replaces_pictures_alone(finished: Path, tmp_path: Path) -> None:
+    """Without it a slip of the keyboard would cost a file that is something else; an old curve may be drawn anew."""
+    for suffix in (".png", ".pdf", ".svg"):
+        path = tmp_path / f"curves{suffix}"
+        path.write_text("notes of a year")
+        with pytest.raises(OutputExists, match=r"holds no .* picture"):
+            plot_runs([finished], path)
+        assert path.read_text() == "notes of a year"
+        path.unlink()
+        for _ in range(2):
+            plot_runs([finished], path)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OutputExists, match="is a folder"):
+        plot_runs([finished], tmp_path / "folder.png")
+
+
 # ---------------------------------------------------------------------------------------------- many seeds
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bilevel_gym.agents.runs import DESCRIPTION, METRICS
-from bilevel_gym.errors import CheckpointError, InvalidProblem, UnknownName, require
+from bilevel_gym.errors import CheckpointError, InvalidProblem, OutputExists, UnknownName, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,8 @@ _TITLES = {
     "learned_return": "return under the learned reward",
     "accuracy_fresh": "accuracy on fresh pairs",
     "accuracy_held_out": "accuracy on held-out pairs",
+    "correlation_held_out": "correlation of learned and true returns",
+    "comparisons_left": "labels left of the budget",
     "distance": "distance of x from the optimum",
     "test_r2": "variance explained on the test set",
     "test_accuracy": "accuracy on the test set",
@@ -36,6 +38,8 @@ _TITLES = {
 _AXES = {"upper_step": "upper steps", "lower_step": "lower steps", "env_steps": "environment steps", "comparisons": "comparisons"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")  # Okabe and Ito's: told apart by everybody
 _GREY = "#444444"
+_PICTURES = {".png": (b"\x89PNG",), ".pdf": (b"%PDF",), ".svg": (b"<?xml", b"<svg")}
+"""How a file of each suffix begins."""
 
 
 def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:
@@ -81,9 +85,11 @@ def plot_runs(
         MissingExtra: matplotlib is not installed.
         CheckpointError: a folder without metrics.
         UnknownName: a metric that none of the runs has.
+        InvalidProblem: ``output`` has another suffix.
+        OutputExists: there is something else than a picture in its place.
     """
-    if output is not None and Path(output).suffix not in (".png", ".pdf", ".svg"):
-        raise InvalidProblem(f"{output} has no suffix that says how to draw it: end it with .png, .pdf or .svg")
+    if output is not None:
+        _check_output(Path(output))
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
 
@@ -135,6 +141,18 @@ def smooth(values: np.ndarray) -> np.ndarray | None:
     window = np.ones(2 * (len(values) // 20) + 3)
     mean: np.ndarray = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
     return mean
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in _PICTURES:
+        raise InvalidProblem(f"{path} has no suffix that says how to draw it: end it with {', '.join(_PICTURES)}")
+    if path.is_dir():
+        raise OutputExists(f"{path} is a folder: name a file")
+    if path.exists():
+        with path.open("rb") as file:
+            begin = file.read(512).lstrip()
+        if begin and not begin.startswith(_PICTURES[path.suffix]):
+            raise OutputExists(f"{path} is there, and holds no {path.suffix[1:]} picture: name another file, so that it is not overwritten")
 
 
 def _default_metrics(known: list[str]) -> list[str]:

@@ -73,7 +73,7 @@ def wrap_env(
         preset: ``"default"``; ``"demo"`` (minutes on a laptop); ``"tiny"`` (seconds, learns nothing: for checks).
         horizon: steps of an episode; None takes the time limit of the environment, or the preset's where that is shorter.
         endless: whether ends before the horizon are hidden (``worlds.Endless``); None hides them from comparisons, where the length of an
-            episode would tell of the reward, and shows them to other objectives. MuJoCo's ids never end at a fall.
+            episode would tell of the reward, and shows them to other objectives. MuJoCo's ids never end at a fall, games of Atari not at all.
         env_kwargs: arguments of the environment, of Atari those of ``worlds.AtariWorld``.
         discount: γ of the follower.
         temperature: τ; None takes the preset's.

@@ -173,6 +173,13 @@ CATALOGUE: dict[str, Entry] = {
     "bilevel/HumanoidPreference-v0": _preference("Humanoid-v5", "MuJoCo, SAC follower"),
     "bilevel/MujocoPreference-v0": _preference("HalfCheetah-v5", "any MuJoCo task as env_id"),
     "bilevel/GymPreference-v0": _preference("Acrobot-v1", "any Gymnasium task as env_id"),
+    "bilevel/RewardTerms-v0": Entry(
+        "bilevel_gym.envs.reward_terms:reward_terms",
+        50,
+        "shares of the named parts of a MuJoCo task's reward, for speed without effort; SAC follower",
+        agents=("sobirl", "hpgd", "pbrl", *_BLACK_BOX),
+        simulated=True,
+    ),
     "bilevel/BeamRiderPreference-v0": _atari("BeamRider", "Atari from pixels, discrete SAC follower"),
     "bilevel/SeaquestPreference-v0": _atari("Seaquest", "Atari from pixels, discrete SAC follower"),
     "bilevel/SpaceInvadersPreference-v0": _atari("SpaceInvaders", "Atari from pixels, discrete SAC follower"),

@@ -15,6 +15,7 @@ from bilevel_gym.envs.quadratic_bilevel import draw_quadratic_bilevel, quadratic
 from bilevel_gym.envs.random_mdp import draw_random_mdp, random_mdp
 from bilevel_gym.envs.rendering import grid_picture, policy_picture
 from bilevel_gym.envs.reward_shaping import reward_shaping
+from bilevel_gym.envs.reward_terms import RunningLightly, reward_terms
 from bilevel_gym.envs.ridge_regression import draw_ridge_regression, ridge_regression
 from bilevel_gym.envs.robot_navigation import drive_cost, robot_navigation
 from bilevel_gym.envs.soft_lqr import draw_soft_lqr, soft_lqr
@@ -37,6 +38,7 @@ __all__ = [
     "Member",
     "Preset",
     "ProblemOracle",
+    "RunningLightly",
     "VectorOracle",
     "apprenticeship",
     "atari_preference",
@@ -60,6 +62,7 @@ __all__ = [
     "random_mdp",
     "reward_null_space",
     "reward_shaping",
+    "reward_terms",
     "ridge_regression",
     "robot_navigation",
     "soft_lqr",

@@ -24,7 +24,8 @@ class RewardTerms(ReadFromSteps, Box):
     ``"rollout"`` apply.
 
     Args:
-        names: of the K terms, in the order in which the world reports them.
+        names: of the K terms.
+        reported: all that the world reports, in its order, where that is more or the order is another one; None takes ``names``.
         scale: the sum of all weights; None takes K, so that x = 0 is the plain sum, which is the task's own reward where it has no
             other terms.
         spread: the standard deviation of the logits to start from.
@@ -32,13 +33,14 @@ class RewardTerms(ReadFromSteps, Box):
         device: where x lives.
 
     Raises:
-        InvalidProblem: there are no names, or one twice, or a number is not positive and finite.
+        InvalidProblem: there are no names, or one twice or not reported, or a number is not positive and finite.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         *,
+        reported: Sequence[str] | None = None,
         scale: float | None = None,
         spread: float = 0.01,
         bound: float = 10.0,
@@ -47,6 +49,12 @@ class RewardTerms(ReadFromSteps, Box):
         self.names = tuple(names)
         if isinstance(names, str) or not names or len(set(names)) < len(self.names):
             raise InvalidProblem(f"names are {names!r}: give a list of different ones, such as ['reward_forward', 'reward_ctrl']")
+        self.reported = self.names if reported is None else tuple(reported)
+        if missing := [name for name in self.names if name not in self.reported]:
+            raise InvalidProblem(
+                f"{missing} are not among what the world reports, {list(self.reported)}: name them in the world's terms, too"
+            )
+        self._columns = torch.tensor([self.reported.index(name) for name in self.names], device=device)
         self.scale = float(len(self.names) if scale is None else scale)
         if not 0.0 < self.scale < float("inf"):
             raise InvalidProblem(f"scale is {scale}: the sum of the weights must be positive and finite, such as {len(self.names)}")
@@ -74,7 +82,7 @@ class RewardTerms(ReadFromSteps, Box):
 
         Args:
             x: [K], or [B, K] for a population.
-            played: with terms [..., K], or [B or 1, ..., K] for a population.
+            played: with all reported terms [..., R], or [B or 1, ..., R] for a population.
 
         Returns:
             [...], or [B, ...].
@@ -83,10 +91,10 @@ class RewardTerms(ReadFromSteps, Box):
             UnsupportedProblem: they carry no terms, or another number of them.
         """
         terms = played.terms
-        if terms is None or terms.shape[-1] != len(self.names):
+        if terms is None or terms.shape[-1] != len(self.reported):
             found = "none" if terms is None else terms.shape[-1]
             raise UnsupportedProblem(
-                f"r_x mixes {len(self.names)} terms, and {found} came with these steps: make the world with terms={self.names}, and see that nothing on the way drops them"
+                f"r_x reads {len(self.reported)} terms, and {found} came with these steps: make the world with terms={self.reported}, and see that nothing on the way drops them"
             )
-        weights = self.weights(x)
+        terms, weights = terms[..., self._columns], self.weights(x)
         return (terms * (weights if x.ndim == 1 else weights.view(len(x), *(1,) * (terms.ndim - 2), -1))).sum(-1)

@@ -44,7 +44,7 @@ from bilevel_gym.types import Fragments, Trajectory
 RESULTS = Path(__file__).parent / "results" / "atari"
 SHOWN = ("upper_step", "env_steps", "lower_step", "x_updates", "comparisons", "seconds", "objective", "accuracy_fresh", "accuracy_held_out")
 AFTER = ("correlation_held_out", "true_return", "learned_return")
-POLICIES, FURTHEST = 16, 150
+POLICIES, FURTHEST, UPDATES = 16, 150, 128
 
 AGENTS: dict[str, dict[str, Any]] = {
     "demo": {"batch": 16, "updates_per_step": 25, "warmup_updates": 50, "learning_rate": 1e-3},
@@ -117,16 +117,16 @@ def speeds(run: Run) -> tuple[float, float]:
     """Updates a second of the follower's networks and of x, where the run stands; what is learnt on the way is thrown away."""
     bilevel: Any = run.bilevel
     solver, agent = bilevel.solver, cast(HypergradientAgent, run.agent)
-    steps = 32 * solver.num_envs * solver.update_every
+    steps = max(1, UPDATES // 4) * solver.num_envs * solver.update_every
 
     def solve(rate: float) -> float:
         timed = replace(solver, steps=steps, updates_per_step=rate, learning_starts=0)
         warm = replace(bilevel.response, state=bilevel.response.state.fork())
         return clocked(lambda: timed.solve(bilevel.problem, bilevel.x, warm=warm, generator=bilevel.oracle.generator), bilevel.x.device)
 
-    playing, learning = solve(0.0), solve(128 / steps)
+    playing, learning = solve(0.0), solve(UPDATES / steps)
     before, seconds = agent.x_updates, clocked(agent.act, bilevel.x.device)
-    return 128 / max(learning - playing, 1e-9), (agent.x_updates - before) / seconds
+    return UPDATES / max(learning - playing, 1e-9), (agent.x_updates - before) / seconds
 
 
 def clocked(call: Callable[[], Any], device: torch.device) -> float:

@@ -21,7 +21,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     for package in ("ale_py", "matplotlib"):
         pytest.importorskip(package)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("atari")
+    module = importlib.import_module("atari")
+    for name, few in (("POLICIES", 2), ("UPDATES", 4)):
+        monkeypatch.setattr(module, name, few)
+    return module
 
 
 def options(tmp_path: Path, **others: Any) -> dict[str, Any]:

@@ -28,9 +28,15 @@ MEASURED = {
     "objective": "eval_objective",
     "learned_return": "eval_learned_return",
 }
-"""Names in the CSV and in ``metrics.csv``; the first, third and fourth of them are drawn and tabulated."""
+"""Names in the CSV and in ``metrics.csv``."""
 COUNTED = ("upper_step", "env_steps", "lower_step", "comparisons", "x_updates")
-SHOWN = {"true_return": "true return", "accuracy_fresh": "accuracy, fresh pairs", "accuracy_held_out": "accuracy, held-out pairs"}
+SHOWN = {
+    "true_return": "true return",
+    "accuracy_fresh": "accuracy, fresh pairs",
+    "accuracy_held_out": "accuracy, held-out pairs",
+    "objective": "f, fresh pairs",
+}
+"""What is drawn and tabulated."""
 LAST = 0.2
 """Share of a run's looks, the last ones, whose mean is its result."""
 FEWEST = 0.05
@@ -191,14 +197,14 @@ def _text(interval: Interval, name: str) -> str:
 
 
 def _number(value: float, name: str) -> str:
-    text = f"{value:.2f}" if "accuracy" in name or abs(value) < 10.0 else f"{value:.1f}" if abs(value) < 100.0 else f"{value:.0f}"
+    text = f"{value:.2f}" if "return" not in name or abs(value) < 10.0 else f"{value:.1f}" if abs(value) < 100.0 else f"{value:.0f}"
     return text.replace("-", "−")
 
 
 def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> None:
-    """Three panels: interquartile means over the seeds along environment steps, with their bootstrap intervals."""
+    """A panel each: interquartile means over the seeds along environment steps, with their bootstrap intervals."""
     mpl.use("Agg")
-    figure, axes = plt.subplots(1, len(SHOWN), figsize=(4.6 * len(SHOWN), 3.8))
+    figure, axes = plt.subplots(1, len(SHOWN), figsize=(4.2 * len(SHOWN), 3.6))
     for number, agent in enumerate(arms):
         for axis, (name, label) in zip(axes, SHOWN.items(), strict=True):
             values, env_steps = along(rows, agent, name)
@@ -211,7 +217,7 @@ def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> Non
     axes[0].set_ylabel(task)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -77,7 +77,7 @@ def test_report_tells_the_arms_apart(study: Any, tmp_path: Path, monkeypatch: py
     lines = text.splitlines()
     assert any(line.startswith("| sobirl | 4 | 2,000 | 51.5 [") and "| 0.80 [" in line for line in lines)
     assert any(line.startswith("| sac | 4 | 2,000 | 91.5 [") and "| – |" in line for line in lines)
-    assert "| sac | −40.0 [−40.0, −40.0] | – | 0.00 [0.00, 0.00] |" in lines
+    assert "| sac | −40.0 [−40.0, −40.0] | – | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] |" in lines
     assert any(line.startswith(f"| sobirl | 4 | {41.5 / 81.5:.2f} [") for line in lines)
     assert (tmp_path / "CartPole.png").stat().st_size > 10_000
 

@@ -167,10 +167,10 @@ def draw(curves: Mapping[str, list[dict[str, Any]]], path: Path, game: str) -> N
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for name, rows in curves.items():
-        over = [row["env_steps"] for row in rows]
+        over = [row["env_steps"] / 1000 for row in rows]
         for axis, metric in zip(axes, ("accuracy_held_out", "accuracy_fresh", "true_return"), strict=True):
             axis.plot(over, [row[metric] for row in rows], label=name)
-            axis.set_xlabel("environment steps")
+            axis.set_xlabel("thousand environment steps")
             axis.set_title(metric.replace("_", " "))
         axes[0].fill_between(over, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.2, linewidth=0)
     for axis in axes[:2]:

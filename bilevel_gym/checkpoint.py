@@ -10,7 +10,8 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from contextvars import ContextVar
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,21 +19,27 @@ import numpy as np
 import torch
 
 from bilevel_gym.errors import CheckpointError
+from bilevel_gym.rings import RingFile, RingFiles, read
 
-__all__ = ["VERSION", "load", "pack", "replacing", "save", "unpack"]
+__all__ = ["LARGE", "VERSION", "beside", "load", "pack", "replacing", "save", "unpack"]
 
 VERSION = 2
 """The layout of the checkpoint; a file of another version is refused."""
 
+LARGE = 2**25
+"""Bytes from which a replay is kept in a file of its own beside the checkpoint."""
+
 _TAG = "__class__"
 _PLAIN = (bool, int, float, str, type(None))
+_files: ContextVar[RingFiles | None] = ContextVar("_files", default=None)
 
 
 def pack(value: Any) -> Any:
     """A copy of ``value`` made of plain data and tensors.
 
     Fields of dataclasses whose metadata say ``{"transient": True}`` (live simulators) become None, those with ``init=False`` are
-    derived from the others and left out. Tensors on an accelerator are copied to main memory, and ``unpack`` takes them back to their
+    derived from the others and left out. Of those that say ``{"ring": (written, capacity)}``, names of two attributes, only rows that were
+    written are kept; within ``beside`` large ones go into files of their own. Tensors on an accelerator are copied to main memory, and ``unpack`` takes them back to their
     device. Views that share one storage, such as the parts of a flat parameter vector, are copied apart.
 
     Raises:
@@ -57,7 +64,7 @@ def pack(value: Any) -> Any:
     if isinstance(value, dict):
         return {_key(key): pack(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        kept = {f.name: None if f.metadata.get("transient") else pack(getattr(value, f.name)) for f in fields(value) if f.init}
+        kept = {f.name: None if f.metadata.get("transient") else _pack_field(value, f) for f in fields(value) if f.init}
         return {_TAG: f"{type(value).__module__}:{type(value).__qualname__}", "fields": kept}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {
@@ -106,7 +113,37 @@ def unpack(value: Any) -> Any:
         return getattr(torch, value["value"].removeprefix("torch."))
     if tag == "numpy.Generator":
         return _numpy_generator(value["state"])
-    return _rebuild(tag, {name: unpack(item) for name, item in value["fields"].items()})
+    if tag == "ring":
+        rows = torch.empty(0, *value["shape"], dtype=unpack(value["dtype"]))
+        return _on_device(value["device"], read(_ring_file(value), rows, value["capacity"]))
+    made = _rebuild(tag, {name: unpack(item) for name, item in value["fields"].items()})
+    for name, item in value["fields"].items():
+        if isinstance(item, dict) and item.get(_TAG) == "ring":
+            made.files[Path(item["checkpoint"]), name] = _ring_file(item)
+    return made
+
+
+@contextmanager
+def beside(path: Path, large: int = LARGE) -> Iterator[None]:
+    """In this block ``pack`` puts large rings into files beside ``path``, where a checkpoint then has to be saved.
+
+    Each block writes what is new since the one before. A ring that outgrows its file is written anew, into one with twice the room.
+
+    Args:
+        path: of the checkpoint.
+        large: bytes from which a ring is large.
+
+    Raises:
+        OSError: the disk is full; the checkpoint that was there is still whole.
+    """
+    files = RingFiles(Path(path).absolute(), large)
+    files.path.parent.mkdir(parents=True, exist_ok=True)
+    token = _files.set(files)
+    try:
+        yield
+    finally:
+        _files.reset(token)
+    files.commit()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -120,15 +157,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file beside ``path``, flushed and renamed over it at the end of the block; after an exception the old one is as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".part")
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
+        _flush_folder(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -150,8 +188,18 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has layout version {version}, this package reads {VERSION}; use the release that wrote it, or train again"
         )
-    result: dict[str, Any] = state
+    result: dict[str, Any] = _located(state, str(path.absolute()))
     return result
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put new names on the disk, too, where the system knows how."""
+    if hasattr(os, "O_DIRECTORY"):
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _rebuild(tag: str, kept: dict[str, Any]) -> Any:
@@ -177,6 +225,44 @@ def _key(key: Any) -> Any:
     if type(key) not in _PLAIN:
         raise CheckpointError(f"a dictionary with a {type(key).__name__} as a key cannot be saved; use text or numbers")
     return key
+
+
+def _pack_field(owner: Any, field: Field[Any]) -> Any:
+    value = getattr(owner, field.name)
+    if "ring" not in field.metadata:
+        return pack(value)
+    written, capacity = (getattr(owner, name) for name in field.metadata["ring"])
+    files = _files.get()
+    file = None if files is None else files.put(owner, field.name, value, written, capacity)
+    if file is None:
+        return _pack_tensor(value[: min(written, capacity)])
+    return {
+        _TAG: "ring",
+        "file": file.path.name,
+        "places": file.places,
+        "first": file.first,
+        "written": file.written,
+        "capacity": capacity,
+        "shape": list(value.shape[1:]),
+        "dtype": pack(value.dtype),
+        "device": str(value.device),
+    }
+
+
+def _ring_file(value: dict[str, Any]) -> RingFile:
+    if "checkpoint" not in value:
+        raise CheckpointError("the state names a file beside its checkpoint: read it with checkpoint.load")
+    return RingFile(Path(value["checkpoint"]).with_name(value["file"]), value["places"], value["first"], value["written"])
+
+
+def _located(value: Any, path: str) -> Any:
+    """Packed data in which rings know which checkpoint they are read from."""
+    if isinstance(value, list):
+        return [_located(item, path) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _located(item, path) for key, item in value.items()}
+    return {**found, "checkpoint": path} if found.get(_TAG) == "ring" else found
 
 
 def _pack_tensor(value: torch.Tensor) -> Any:

@@ -327,8 +327,11 @@ def test_state_survives_a_checkpoint() -> None:
     warm = SMALL.solve(problem, x, generator=seeded(1))
     restored: Response = checkpoint.unpack(checkpoint.pack(warm))
     assert restored.state.simulation is None
+    forks = [SMALL.solve(problem, x, warm=replace(one, state=one.state.fork()), generator=seeded(2)) for one in (restored, warm)]
+    assert torch.equal(*(fork.policy.parameters for fork in forks))
     there = SMALL.solve(problem, x, warm=restored, generator=seeded(2))
-    here = SMALL.solve(problem, x, warm=replace(warm, state=warm.state.fork()), generator=seeded(2))
+    here = SMALL.solve(problem, x, warm=warm, generator=seeded(2))
+    assert torch.equal(there.state.replay.rows, here.state.replay.rows), "the same episodes go on"
     assert torch.equal(there.policy.parameters, here.policy.parameters)
     assert torch.equal(there.policy.mean(torch.ones(1, 3)), here.policy.mean(torch.ones(1, 3)))
 

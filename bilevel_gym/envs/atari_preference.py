@@ -21,6 +21,7 @@ def atari_preference(
     horizon: int | None = None,
     full_action_space: bool = False,
     sticky: float = 0.0,
+    native: bool = True,
     discount: float = 0.99,
     temperature: float | None = None,
     rationality: float = 1.0,
@@ -76,6 +77,8 @@ def atari_preference(
         horizon: steps of an episode, four emulator frames each; None takes the preset's.
         full_action_space: all 18 actions, or those that do something in this game.
         sticky: the probability that the emulator repeats the last action instead.
+        native: whether ale-py's threads play the follower's games, or emulators in turn, with which a resumed run is bit for bit the one
+            that never stopped (see ``worlds.AtariWorld``).
         discount: γ of the follower.
         temperature: τ; None takes the preset's.
         rationality: β of the teacher, per point.
@@ -108,7 +111,7 @@ def atari_preference(
         objective=objective or "preference",
         preset=preset,
         horizon=horizon,
-        env_kwargs={"full_action_space": full_action_space, "sticky": sticky},
+        env_kwargs={"full_action_space": full_action_space, "sticky": sticky, "native": native},
         discount=discount,
         temperature=temperature,
         members=members,

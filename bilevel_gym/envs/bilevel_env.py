@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -228,6 +229,8 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         restored = {name: checkpoint.unpack(state[name]) for name in names}
         drawn_from = restored["drawn_from"].bit_generator.state
         problem = with_buffers(self.problem if self.draw is None else self.draw(restored["drawn_from"]), restored["buffers"])
+        if restored["response"] is not None and hasattr(self.solver, "lost") and (lost := self.solver.lost(problem, restored["response"])):
+            logging.getLogger(__name__).warning("this is not bit for bit the run that was saved: %s", lost)
         if hasattr(self.solver, "revive"):  # a foreign solver, whose policies are not plain data
             restored["response"] = self.solver.revive(problem, restored["response"])
         self.problem, self._drawn_from = problem, drawn_from

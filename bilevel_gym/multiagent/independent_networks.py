@@ -18,7 +18,6 @@ from bilevel_gym.numerics import draw_seed
 from bilevel_gym.solvers.replay import Batch
 from bilevel_gym.types import Budget, LowerSolver, Regularizer, Response
 from bilevel_gym.worlds.simulated import SimulatedWorld
-from bilevel_gym.worlds.simulation import VectorEnv
 
 __all__ = ["IndependentNetworks", "IndependentState"]
 
@@ -81,9 +80,6 @@ class AgentWorld(SimulatedWorld):
         with self._make() as env:
             self._describe(env, agent)
         self.observation_size = space.shape[0]
-
-    def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
-        return gym.vector.SyncVectorEnv([self._make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
     def _make(self, horizon: int | None = None, **options: Any) -> AgentView:
         return AgentView(self.world, self.agent, self.seats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ SLACK = 1024
 
 COLUMNS = ("numbers", "actions", "rewards", "terminated", "terms")
 """What there is of each transition."""
+
+
+RING = {"ring": ("written", "capacity")}
+"""How a checkpoint keeps each of these columns."""
 
 
 @dataclass
@@ -50,17 +55,17 @@ class FrameReplay:
     capacity: int
     device: str | torch.device = "cpu"
     term_count: int = 0
-    frames: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    frames: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata={"ring": ("frames_written", "frame_capacity")})
     """[allocated, height, width] uint8; frame number m is at m mod ``frame_capacity``."""
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=RING)
     """[allocated, 2, k] int32: the frames of s and of s', by their number; they never fall along a row."""
-    actions: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    actions: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=RING)
     """[allocated] int32 a."""
-    rewards: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=RING)
     """[allocated] float32, the true reward."""
-    terminated: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    terminated: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=RING)
     """[allocated] bool."""
-    terms: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    terms: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=RING)
     """[allocated, K] float32, the named parts of the true reward."""
     tails: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     """[N, k] int64: the frames of the s' of the last step, which the next step's s mostly is."""
@@ -72,6 +77,8 @@ class FrameReplay:
     """The number of the oldest transition that is still whole."""
     widest: int = 0
     """The most environments that ever made a step together."""
+    files: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Where checkpoints keep frames and columns (see ``rings``)."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
@@ -169,7 +176,9 @@ class FrameReplay:
         """Another replay with the same transitions, with no unused rows."""
         rows, places = max(1, min(self.written, self.capacity)), max(1, min(self.frames_written, self.frame_capacity))
         columns = {name: getattr(self, name)[:rows].clone() for name in COLUMNS}
-        return replace(self, frames=self.frames[:places].clone(), tails=self.tails.clone(), **columns)
+        copied = replace(self, frames=self.frames[:places].clone(), tails=self.tails.clone(), **columns)
+        copied.files = dict(self.files)
+        return copied
 
     def _continued(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Where each environment was left, and whether it is still there, so that all of its frames are known: two of [N, k]."""

@@ -40,11 +40,13 @@ class OffPolicyState:
     updates: int = 0
     """Gradient updates ever made."""
     simulation: Any = field(default=None, metadata={"transient": True})
-    """The live episodes; a state without them (read from a checkpoint, or forked) starts new ones."""
+    """The live episodes; a state without them (read from a checkpoint, or forked) opens others."""
+    moment: Any = None
+    """Where they stood when the solve ended, which those others go on from; None starts new episodes."""
 
     def fork(self) -> OffPolicyState:
         """A state that shares nothing with this one and starts new episodes. Cost: a copy of the replay."""
-        return replace(self, networks=self.networks.clone(), replay=self.replay.copy(), simulation=None)
+        return replace(self, networks=self.networks.clone(), replay=self.replay.copy(), simulation=None, moment=None)
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,12 @@ class OffPolicySolver(ABC):
             gap=_gap(learner, draw()) if len(state.replay) else torch.tensor(float("inf"), device=x.device),
             steps=updates,
             env_steps=env_steps,
-            state=replace(state, env_steps=state.env_steps + env_steps, updates=state.updates + updates),
+            state=replace(
+                state,
+                env_steps=state.env_steps + env_steps,
+                updates=state.updates + updates,
+                moment=getattr(state.simulation, "moment", None),
+            ),
             temperature=None if self.target_entropy is None else float(learner.temperature),
         )
 
@@ -219,8 +226,23 @@ class OffPolicySolver(ABC):
             )
         simulation = state.simulation
         if simulation is None or not simulation.ready or len(simulation.observations) != self.num_envs:
-            state = replace(state, simulation=world.open(self.num_envs, draw_seed(generator)))
+            state = replace(state, simulation=self._episodes(world, state.moment, generator))
         return state
+
+    def _episodes(self, world: Any, moment: Any, generator: torch.Generator) -> Any:
+        """Live episodes that go on from a moment, or new ones."""
+        if moment is None or len(moment.observations) != self.num_envs:
+            return world.open(self.num_envs, draw_seed(generator))
+        simulation = world.open(self.num_envs, 0)
+        simulation.go_to(moment)
+        return simulation
+
+    def lost(self, problem: Any, response: Response) -> str | None:
+        """What a response that comes from a checkpoint lacks, in words; None where a run goes on bit for bit from it."""
+        state = response.state
+        if not isinstance(state, OffPolicyState) or state.simulation is not None or state.moment is not None:
+            return None
+        return f"moments of this {type(problem.world).__name__} cannot be kept, and the follower starts new episodes"
 
     def _rates(self) -> Rates:
         return Rates(self.learning_rate, self.adam_epsilon, self.polyak, self.target_every)

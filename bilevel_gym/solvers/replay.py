@@ -64,12 +64,14 @@ class Replay:
     action_size: int | None
     capacity: int
     device: str | torch.device = "cpu"
-    rows: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    rows: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata={"ring": ("written", "capacity")})
     """[allocated, 2·observation + action + 2 + K] float32; those not yet written are 0."""
     written: int = 0
     """Transitions ever added."""
     terms: int = 0
     """K, named parts of the true reward."""
+    files: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Where checkpoints keep the rows (see ``rings``)."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
@@ -151,7 +153,9 @@ class Replay:
     def copy(self) -> Replay:
         """Another replay with the same transitions, with no unused rows."""
         rows = self.rows[: max(1, len(self))].clone()
-        return Replay(self.observation_size, self.action_size, self.capacity, self.device, rows, self.written, self.terms)
+        copied = Replay(self.observation_size, self.action_size, self.capacity, self.device, rows, self.written, self.terms)
+        copied.files = dict(self.files)
+        return copied
 
     def _reserve(self, rows: int) -> None:
         allocated = len(self.rows)

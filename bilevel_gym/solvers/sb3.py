@@ -142,6 +142,13 @@ class SB3Solver:
             model = self._model(problem, None, state, None)
             return replace(response, policy=_frozen(model), state=replace(state, model=model))
 
+    def lost(self, problem: Any, response: Response) -> str | None:
+        """What a response that comes from a checkpoint lacks, in words."""
+        state = response.state
+        if not isinstance(state, SB3State) or state.simulation is not None:
+            return None
+        return f"of {self.algorithm.__name__} only networks and optimizers are kept: it starts new episodes with an empty replay"
+
     def _fitting(self, state: Any) -> SB3State | None:
         """The state, if it is one of this solver's.
 

@@ -43,6 +43,8 @@ class AtariWorld(SimulatedWorld):
         sticky: the probability that the emulator repeats the last action instead, at each frame.
         clip_rewards: whether the true rewards, which teachers and metrics read, are clipped to [−1, 1].
         threads: that step the copies; 0 takes as many as there are cores.
+        native: whether ale-py's threads step them, which keep no moments: a run that is resumed starts new episodes. False steps emulators
+            in turn, whose episodes a resumed run goes on with, bit for bit.
         device: where the tensors go.
 
     Raises:
@@ -61,6 +63,7 @@ class AtariWorld(SimulatedWorld):
     sticky: float = 0.0
     clip_rewards: bool = False
     threads: int = 0
+    native: bool = True
     device: str | torch.device = "cpu"
     observation_shape: tuple[int, ...] = field(init=False, compare=False)
     """(4, 84, 84)."""
@@ -75,6 +78,8 @@ class AtariWorld(SimulatedWorld):
         self._describe(self._make(), self.game)
 
     def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
+        if not self.native:
+            return self._copies(num_envs, horizon)
         native = require("ale_py", "atari").AtariVectorEnv(
             rom_of(self.game).stem,
             num_envs,

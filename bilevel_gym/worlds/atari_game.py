@@ -22,7 +22,7 @@ SEEDS = 2**31
 class GameState(NamedTuple):
     """A moment of an ``AtariGame``."""
 
-    emulator: Any
+    emulator: bytes
     """ALE's state with its random numbers."""
     stack: np.ndarray
     """[stack, height, width] what was seen."""
@@ -108,11 +108,11 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
 
     def state(self) -> GameState:
         """This moment, with every counter and random number."""
-        return GameState(self.emulator.cloneState(include_rng=True), self._stack.copy(), self._noops.bits.state)
+        return GameState(self.emulator.cloneState(include_rng=True).serialize(), self._stack.copy(), self._noops.bits.state)
 
     def set_state(self, state: GameState) -> None:
         """Go back to a moment of this game, which may have been another copy's."""
-        self.emulator.restoreState(state.emulator)
+        self.emulator.restoreState(require("ale_py", "atari").ALEState(state.emulator))
         self._stack[:], self._noops.bits.state = state.stack, state.noops
 
     def _start(self) -> np.ndarray:

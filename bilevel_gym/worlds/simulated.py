@@ -20,12 +20,13 @@ from bilevel_gym.worlds.actions import BoxActions, Choices, action_kind
 from bilevel_gym.worlds.branching import Copies
 from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, VectorEnv, as_observations
+from bilevel_gym.worlds.snapshots import Momentary
 
 __all__ = ["SimulatedWorld", "check_times"]
 
 
 class SimulatedWorld:
-    """A world that is a simulator. A subclass says how copies are made: ``_vector`` many of them, ``_make`` a single one.
+    """A world that is a simulator. A subclass says how a single copy is made, ``_make``, and maybe how many are, ``_vector``.
 
     It is a frozen dataclass with the fields below, calls ``_describe`` once, and keeps the copies of its rollouts in ``_pool``.
     """
@@ -48,7 +49,7 @@ class SimulatedWorld:
             seed: of the resets; the same seed and actions give the same episodes.
             render_mode: how ``simulation.env.render()`` draws the copies, which then are stepped in turn; None does not draw.
         """
-        env = self._drawn(num_envs, render_mode) if render_mode else self._vector(num_envs, self.horizon)
+        env = self._copies(num_envs, render_mode=render_mode) if render_mode else self._vector(num_envs, self.horizon)
         simulation = Simulation(env, torch.device(self.device), self.terms)
         simulation.reset(seed)
         return simulation
@@ -179,13 +180,23 @@ class SimulatedWorld:
         finally:
             env.close()
 
-    def _drawn(self, num_envs: int, render_mode: str) -> VectorEnv:
-        make = partial(self._make, render_mode=render_mode)
-        return gym.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-
     def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         """N copies under SAME_STEP autoreset, truncated after ``horizon`` steps."""
-        raise NotImplementedError
+        return self._copies(num_envs, horizon)
+
+    def _copies(
+        self,
+        num_envs: int,
+        horizon: int | None = None,
+        *,
+        kind: type[gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv] = gym.vector.SyncVectorEnv,
+        **options: Any,
+    ) -> VectorEnv:
+        make = partial(self._momentary, horizon, **options)
+        return kind([make] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)  # ``Simulation`` copies
+
+    def _momentary(self, horizon: int | None, **options: Any) -> gym.Env[Any, Any]:
+        return Momentary(self._make(horizon, **options))
 
     def _make(self, horizon: int | None = None, **options: Any) -> gym.Env[Any, Any]:
         """One copy, truncated after ``horizon`` steps or the world's own."""

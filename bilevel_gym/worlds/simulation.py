@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
 
-__all__ = ["Simulation", "Transition", "VectorEnv", "as_observations"]
+__all__ = ["Moment", "Simulation", "Transition", "VectorEnv", "as_observations"]
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -30,6 +30,15 @@ class Transition(NamedTuple):
     """[N] bool: the horizon was reached; s' has a value, and a learner must bootstrap from it."""
     terms: Tensor | None = None
     """[N, K] the named parts of the true reward, where some were asked for."""
+
+
+class Moment(NamedTuple):
+    """Where N episodes stand: plain data, from which others made in the same way go on bit for bit."""
+
+    observations: Tensor
+    """[N, *observation] what to act on next."""
+    copies: tuple[Any, ...]
+    """[N] each environment's own (see ``snapshots``)."""
 
 
 class Simulation:
@@ -71,6 +80,21 @@ class Simulation:
         observations, _ = self.env.reset(seed=self.seeds)  # type: ignore[arg-type]  # a list is right, the annotation lags
         self._observations = as_observations(observations, self.device)
         return self._observations
+
+    @property
+    def moment(self) -> Moment | None:
+        """Where the episodes stand; None where that cannot be kept. Cost: some hundred numbers a copy; of Atari a stack of frames."""
+        try:
+            copies = self.env.get_attr("moment") if self.ready else ()  # type: ignore[attr-defined]
+        except AttributeError:  # an environment of another kind, or copies without
+            return None
+        return None if not copies or None in copies else Moment(self.observations, tuple(copies))
+
+    def go_to(self, moment: Moment) -> None:
+        """Go on from a moment of N such episodes, also of another process."""
+        self._observations = None
+        self.env.set_attr("moment", list(moment.copies))  # type: ignore[attr-defined]
+        self._observations = moment.observations.to(self.device)
 
     def step(self, actions: Tensor) -> Transition:
         """Play one action in each copy.

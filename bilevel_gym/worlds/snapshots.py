@@ -15,7 +15,7 @@ import numpy as np
 from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.worlds.atari_game import AtariGame
 
-__all__ = ["can_keep", "keeps", "restore", "snapshot"]
+__all__ = ["Momentary", "can_keep", "keeps", "restore", "snapshot"]
 
 _COUNTERS: dict[type, tuple[str, ...]] = {
     gym.wrappers.TimeLimit: ("_elapsed_steps",),
@@ -77,6 +77,19 @@ def restore(env: gym.Env[Any, Any], moment: tuple[Any, ...]) -> None:
         env = env.env
     env.np_random.bit_generator.state = noise
     _set_state(env, state)
+
+
+class Momentary(gym.Wrapper[Any, Any, Any, Any]):
+    """Shows the moment of an environment as an attribute, which a vector environment reads and sets in its copies, in other processes too."""
+
+    @property
+    def moment(self) -> tuple[Any, ...] | None:
+        """This moment; None where it cannot be kept."""
+        return snapshot(self.env) if can_keep(self.env) else None
+
+    @moment.setter
+    def moment(self, moment: tuple[Any, ...]) -> None:
+        restore(self.env, moment)
 
 
 def _is_mujoco(env: gym.Env[Any, Any]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -89,9 +88,7 @@ class VectorWorld(SimulatedWorld):
 
     def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         kind = gym.vector.AsyncVectorEnv if self.vectorization == "async" else gym.vector.SyncVectorEnv
-        return kind(
-            [partial(self._make, horizon)] * num_envs, copy=False, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
-        )  # ``Simulation`` copies
+        return self._copies(num_envs, horizon, kind=kind)
 
     def _make(self, horizon: int | None = None, **options: Any) -> gym.Env[Any, Any]:
         env = _without_limits(self._new(**options))

@@ -24,10 +24,14 @@ class Checkpointer:
         path: the file; it is replaced as a whole, never written in part.
         every: upper steps between two checkpoints; None saves only when ``save`` is called.
         run: plain data to keep beside the state, such as the arguments of the run.
+        large: bytes from which a replay is kept in files ``<stem>.<number>.ring`` beside the checkpoint, to which only what is new is
+            written; 0 does so always.
     """
 
-    def __init__(self, path: str | Path, *, every: int | None = None, run: Mapping[str, Any] | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, *, every: int | None = None, run: Mapping[str, Any] | None = None, large: int = checkpoint.LARGE
+    ) -> None:
+        self.path, self.large = Path(path), large
         self.every = every
         self.run = dict(run or {})
         self._saved: int | None = None
@@ -41,8 +45,9 @@ class Checkpointer:
         """Save now, unless the file holds this step already."""
         step = agent.bilevel.upper_step
         if step != self._saved:
-            state = {"env": agent.bilevel.get_state(), "agent": agent.get_state(), "step": step, "run": checkpoint.pack(self.run)}
-            checkpoint.save(self.path, state)
+            with checkpoint.beside(self.path, self.large):
+                state = {"env": agent.bilevel.get_state(), "agent": agent.get_state(), "step": step, "run": checkpoint.pack(self.run)}
+                checkpoint.save(self.path, state)
             self._saved = step
 
 

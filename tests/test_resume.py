@@ -35,7 +35,7 @@ Run.create(RunSpec(**spec), folder).train(2 * half, checkpoint_every=half, callb
 
 TABLE = RunSpec("bilevel/RandomMDP-v0", "m_sobirl", seed=3)
 MUJOCO = RunSpec("bilevel/HalfCheetahPreference-v0", "sobirl", 3, {"preset": "tiny", "horizon": 40}, FEW)
-ATARI = RunSpec("bilevel/PongPreference-v0", "sobirl", 3, {"preset": "tiny", "native": False, "sticky": 0.25}, FEW)
+ATARI = RunSpec("bilevel/PongPreference-v0", "sobirl", 3, {"preset": "tiny", "native": False}, FEW)
 """Solves of the last two end in the middle of an episode."""
 
 

@@ -44,7 +44,7 @@ class AtariWorld(SimulatedWorld):
         clip_rewards: whether the true rewards, which teachers and metrics read, are clipped to [−1, 1].
         threads: that step the copies; 0 takes as many as there are cores.
         native: whether ale-py's threads step them, which keep no moments: a run that is resumed starts new episodes. False steps emulators
-            in turn, whose episodes a resumed run goes on with, bit for bit.
+            in turn, whose episodes a resumed run goes on with, bit for bit, if there are no sticky actions.
         device: where the tensors go.
 
     Raises:

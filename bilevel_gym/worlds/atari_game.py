@@ -69,7 +69,7 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
         ale_py = require("ale_py", "atari")
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._rom, self.render_mode = rom_of(game), render_mode
-        self._skip, self._clip, self._noop_max = frame_skip, clip_rewards, noops
+        self._skip, self._clip, self._noop_max, self.sticky = frame_skip, clip_rewards, noops, sticky
         self.emulator = ale_py.ALEInterface()
         self.emulator.setFloat("repeat_action_probability", sticky)
         self.emulator.loadROM(self._rom)
@@ -107,7 +107,7 @@ class AtariGame(gym.Env[np.ndarray, np.int64]):
         return self.emulator.getScreenRGB() if self.render_mode == "rgb_array" else None
 
     def state(self) -> GameState:
-        """This moment, with every counter and random number."""
+        """This moment, with every counter and random number; with sticky actions all but the action that may be repeated next."""
         return GameState(self.emulator.cloneState(include_rng=True).serialize(), self._stack.copy(), self._noops.bits.state)
 
     def set_state(self, state: GameState) -> None:

@@ -42,12 +42,14 @@ def keeps(wrapper: type, *fields: str) -> None:
 
 
 def can_keep(env: gym.Env[Any, Any]) -> bool:
-    """Whether moments of this environment can be kept: MuJoCo, ``AtariGame`` and classic control, in wrappers without a memory that is unknown."""
+    """Whether moments of this environment can be kept: MuJoCo, ``AtariGame`` without sticky actions and classic control, in wrappers without a memory that is unknown."""
     while isinstance(env, gym.Wrapper):
         if type(env) not in _COUNTERS:
             return False
         env = env.env
-    return isinstance(env, AtariGame) or _is_mujoco(env) or type(env).__module__.startswith("gymnasium.envs.classic_control.")
+    if isinstance(env, AtariGame):
+        return env.sticky == 0.0  # ALE does not say which action it may repeat next
+    return _is_mujoco(env) or type(env).__module__.startswith("gymnasium.envs.classic_control.")
 
 
 def snapshot(env: gym.Env[Any, Any]) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ def snapshot(env: gym.Env[Any, Any]) -> tuple[Any, ...]:
     """
     if not can_keep(env):
         raise UnsupportedProblem(
-            f"moments of {env} cannot be kept: it is neither MuJoCo, AtariGame nor classic control; replay its actions"
+            f"moments of {env} cannot be kept: it is neither MuJoCo, AtariGame without sticky actions nor classic control; replay its actions"
         )
     layers: list[Any] = []
     while isinstance(env, gym.Wrapper):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.objectives import PreferenceObjective, enumerate_fragments
-from bilevel_gym.preferences import BradleyTerry, PreferenceBuffer, cross_entropy, draw_places, gather, window_sum
+from bilevel_gym.preferences import BradleyTerry, PreferenceBuffer, cross_entropy, draw_places, gather, pair_loss, window_sum
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Fragments, Trajectory
 from bilevel_gym.worlds import TabularWorld
@@ -85,6 +85,30 @@ def test_too_few_or_too_short_trajectories_are_refused():
     for played, length in ((trajectories(1, 10), 4), (trajectories(4, 3), 4)):
         with pytest.raises(InvalidProblem, match="more or longer"):
             draw_places(played, 2, 2, length, "start", generator())
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_one_node_of_the_loss_is_the_textbook(members):
+    """Its own derivative, first and second, must be that of the softplus form: ties, skipped queries and dead steps among the pairs."""
+    source = generator(3)
+    rewards = (3.0 * torch.randn(members, 8, 2, 5, generator=source, dtype=torch.float64)).requires_grad_()
+    alive = torch.rand(8, 2, 5, generator=source) > 0.3
+    outcome = torch.tensor([0.0, 1.0, 0.5, torch.nan, 1.0, 0.0, 0.3, torch.nan], dtype=torch.float64)
+    weight = torch.randn(members, 8, generator=source, dtype=torch.float64)
+
+    def plain(rewards, alive, outcome):
+        returns = (rewards * alive).sum(-1)
+        return cross_entropy(returns[..., 0] - returns[..., 1], outcome)
+
+    found = []
+    for loss in (pair_loss, plain):
+        values = loss(rewards, alive, outcome)
+        first = torch.autograd.grad((weight * values).sum(), rewards, retain_graph=True)[0]
+        again = torch.autograd.grad((values**2).sum(), rewards, create_graph=True)[0]
+        found.append([values.detach(), first, torch.autograd.grad((again**2).sum(), rewards)[0]])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert not bool(found[0][1][:, outcome.isnan()].any())
 
 
 def numbered(first, count):

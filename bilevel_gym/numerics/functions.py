@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
-from bilevel_gym.types import Played, TransitionReward
+from bilevel_gym.types import Played
 
 __all__ = ["ArrayLike", "TableFunction", "as_table", "gradients", "rewards_of", "split_flat", "stack_functions", "vjp"]
 
@@ -110,6 +110,6 @@ def split_flat(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 def rewards_of(reward: Any, x: Any, played: Played) -> Tensor:
     """r_x of steps that were made, differentiable in x: read from them by a ``TransitionReward``, computed from (s, a) by any other."""
     found: Tensor = (
-        reward.of_transitions(x, played) if isinstance(reward, TransitionReward) else reward.along(x, played.states, played.actions)
+        reward.of_transitions(x, played) if hasattr(reward, "of_transitions") else reward.along(x, played.states, played.actions)
     )
     return found

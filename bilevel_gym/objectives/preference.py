@@ -17,8 +17,20 @@ from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import as_table, rewards_of
 from bilevel_gym.objectives.enumerated_preference import EnumeratedPreference
 from bilevel_gym.objectives.playing import both_returns, play, steps_with_tail, with_truth
-from bilevel_gym.preferences import Cut, PreferenceBuffer, Query, Teacher, compare, cross_entropy, draw_fragments, labels_due, misfit, take
-from bilevel_gym.types import Ensemble, Evaluation, Fragments, Problem, Response, Trajectory, World
+from bilevel_gym.preferences import (
+    Cut,
+    PreferenceBuffer,
+    Query,
+    Teacher,
+    compare,
+    cross_entropy,
+    draw_fragments,
+    labels_due,
+    misfit,
+    pair_loss,
+    take,
+)
+from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Trajectory, World
 
 __all__ = ["PreferenceMemory", "PreferenceObjective"]
 
@@ -242,7 +254,7 @@ class PreferenceObjective(EnumeratedPreference):
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """l of each pair, differentiable in x, 0 where the query was skipped; of an ensemble the mean over its members' own: [M]."""
-        return cross_entropy(self.logits(problem, x, fragments), fragments.outcome).mean(0)
+        return pair_loss(self._rewards(problem, x, fragments), fragments.alive, fragments.outcome).mean(0)
 
     def logits(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """Σ_h r(d_1) − Σ_h r(d_2) of each of K members, one where r_x is no ensemble: [K, M]."""
@@ -251,10 +263,7 @@ class PreferenceObjective(EnumeratedPreference):
 
     def returns(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """Σ_h r of each fragment, by each of K members, in one batched forward pass: [K, M, 2]."""
-        reward = problem.reward
-        apart = isinstance(reward, Ensemble) and reward.members > 1
-        rewards = reward.along_each(x, fragments.states, fragments.actions) if apart else rewards_of(reward, x, fragments).unsqueeze(0)
-        returns: Tensor = (rewards * fragments.alive).sum(-1)
+        returns: Tensor = (self._rewards(problem, x, fragments) * fragments.alive).sum(-1)
         return returns
 
     def episode_steps(self, problem: Problem) -> int:
@@ -270,6 +279,14 @@ class PreferenceObjective(EnumeratedPreference):
         return self._compared(with_truth(trajectories), 1, generator)
 
     # ------------------------------------------------------------------------------------------ parts
+
+    def _rewards(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
+        """r of each step by each of K members: [K, M, 2, H]."""
+        reward: Any = problem.reward
+        if getattr(reward, "members", 1) == 1:
+            return rewards_of(reward, x, fragments).unsqueeze(0)
+        rewards: Tensor = reward.along_each(x, fragments.states, fragments.actions)
+        return rewards
 
     def _due(self, memory: PreferenceMemory) -> tuple[int, int]:
         """How many labels are asked for now, of fresh pairs and of chosen ones, within the budget."""

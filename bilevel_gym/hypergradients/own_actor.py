@@ -68,6 +68,8 @@ class SampledPenalty:
     the first), and trains one more actor: twice the labels and environment steps of ``ScoreFunction``. All of them are counted. Two
     actors that learn apart differ by more than 1/λ, and λ times that is noise: see ``clip``.
 
+    An actor of a foreign solver (``solvers.from_sb3``) does not outlive a checkpoint: only the environment's own follower is revived.
+
     Args:
         penalty: λ > 0.
         growth: by what share of λ it grows with each response, 0 for a constant λ.
@@ -80,7 +82,7 @@ class SampledPenalty:
     Raises:
         InvalidProblem: a number that is out of range.
 
-    Cost: a solve and a look at π for each response; for each gradient a backward pass through r_x over the batch, and one over the
+    Cost: a solve, a quarter dearer than the environment's for its reward, and a look at π for each response; for each gradient a backward pass through r_x over the batch, and one over the
     trajectories of both policies.
     """
 

@@ -8,6 +8,7 @@
     ├── MissingExtra          (ImportError)  an optional dependency that is not installed
     ├── OutputExists          (FileExistsError)  a run folder that would have been overwritten
     ├── CannotRender          (RuntimeError) a picture that this machine cannot draw
+    ├── SimulatorLost         (RuntimeError) a process of a simulator that has died
     └── CheckpointError       (RuntimeError) a checkpoint that cannot be read here
 
 Each message says what was wrong and what to do about it; each class also derives from the built-in
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidProblem",
     "MissingExtra",
     "OutputExists",
+    "SimulatorLost",
     "UnknownName",
     "UnsupportedProblem",
     "require",
@@ -70,6 +72,10 @@ class OutputExists(BilevelError, FileExistsError):
 
 class CannotRender(BilevelError, RuntimeError):
     """A picture of a simulator that cannot be drawn here; the message holds the cure."""
+
+
+class SimulatorLost(BilevelError, RuntimeError):
+    """A process that steps copies of a simulator has died; what was saved before is whole."""
 
 
 class CheckpointError(BilevelError, RuntimeError):

@@ -7,7 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 
 from bilevel_gym import checkpoint
 from bilevel_gym.agents.runs import Run, RunSpec
+from bilevel_gym.errors import InvalidAction, InvalidProblem
+from bilevel_gym.solvers import sac
 from bilevel_gym.worlds import VectorWorld
 from tests.small import FEW
 from tests.test_cli import equal
@@ -86,3 +88,46 @@ def test_copies_give_and_take_their_moments(vectorization: Any) -> None:
     assert torch.equal(simulation.observations, other.observations)
     simulation.close()
     other.close()
+
+
+PENDULUM = RunSpec("bilevel/PendulumPreference-v0", "sobirl", 3, {"preset": "tiny"}, FEW)
+
+
+@pytest.mark.parametrize("broken", ["loss of the follower", "objective", "hyper-gradient"])
+def test_a_number_that_is_not_finite_ends_the_run_in_good_order(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a NaN would be trained on, or end the run without saying where, and with the steps since the last checkpoint lost."""
+    run = Run.create(PENDULUM, tmp_path / "run")
+    states: list[Any] = []
+
+    def breaks(agent: Any, metrics: Any) -> None:
+        states.append(agent.bilevel.get_state())
+        if len(states) < 2:
+            return
+        nan = torch.tensor(float("nan"))
+        if broken == "loss of the follower":
+            monkeypatch.setattr(sac, "score", lambda reward, x, batch: nan.expand(len(batch.states)))
+        elif broken == "objective":
+            monkeypatch.setattr(type(agent.bilevel.problem.objective), "logits", lambda self, _, x, f: nan.expand(1, len(f.outcome)))
+        else:
+            estimate = type(agent.estimator)._estimate
+
+            def spoiled(*arguments: Any) -> Any:
+                found = estimate(*arguments)
+                return replace(found, value=found.value * nan)
+
+            monkeypatch.setattr(type(agent.estimator), "_estimate", spoiled)
+
+    quantity = {"loss of the follower": "actions|TD error", "objective": "objective|hyper-gradient"}.get(broken, "hyper-gradient")
+    with pytest.raises(
+        (InvalidProblem, InvalidAction), match=rf"upper step 3: the .*({quantity}).*not finite|upper step 3: .*nan"
+    ) as caught:
+        run.train(10, checkpoint_every=10, callbacks=[breaks])
+    assert "checkpoint.pt" in str(caught.value)
+    monkeypatch.undo()
+    again = Run.load(tmp_path / "run")
+    assert again.step == 2
+    saved, before = again.bilevel.get_state(), states[1]
+    moved = {"response": 0, "counters": 0, "aside": 0}  # the replay, what the estimator asked for, and its draws
+    assert equal({**saved, **moved}, {**before, **moved})
+    assert equal(saved["response"]["fields"]["policy"], before["response"]["fields"]["policy"])
+    assert again.train(3)

@@ -28,7 +28,16 @@ from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, 
 from bilevel_gym.agents.loop import Agent, Callback, OuterEnv
 from bilevel_gym.arguments import check_names, spec_of
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
-from bilevel_gym.errors import BilevelError, CheckpointError, InvalidProblem, MissingExtra, OutputExists, UnknownName, UnsupportedProblem
+from bilevel_gym.errors import (
+    BilevelError,
+    CheckpointError,
+    InvalidAction,
+    InvalidProblem,
+    MissingExtra,
+    OutputExists,
+    UnknownName,
+    UnsupportedProblem,
+)
 
 __all__ = ["BEST", "CHECKPOINT", "CURVE", "DESCRIPTION", "METRICS", "RECIPES", "Run", "RunSpec", "make_agent", "make_env", "make_envs"]
 
@@ -160,6 +169,11 @@ class Run:
 
         Returns:
             whether all steps are done.
+
+        Raises:
+            InvalidProblem: a number is not finite any more, in a loss of the follower or in f; the message names step, quantity, and the
+                checkpoint, which holds the state before that step.
+            InvalidAction: the same of the hyper-gradient.
         """
         self.planned = steps
         described = {**asdict(self.spec), "steps": steps}
@@ -175,9 +189,17 @@ class Run:
             if stop is not None:
                 after.append(stack.enter_context(stop))
             if steps > self.step:
-                self.agent.learn(steps - self.step, together(*after), progress_bar)
+                self._learn(steps - self.step, together(*after), progress_bar, keeper)
             keeper.save(self.agent)
         return self.step >= steps
+
+    def _learn(self, steps: int, callback: Callback, progress_bar: bool, keeper: Checkpointer) -> None:
+        try:
+            self.agent.learn(steps, callback, progress_bar)
+        except (InvalidAction, InvalidProblem) as error:
+            keeper.save(self.agent)
+            kind = InvalidAction if isinstance(error, InvalidAction) else InvalidProblem
+            raise kind(f"upper step {self.step + 1}: {error}. The state before it is in {keeper.path}") from error
 
     def _describe(self, described: Mapping[str, Any]) -> None:
         assert self.env.spec is not None

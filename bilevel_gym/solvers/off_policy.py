@@ -280,9 +280,17 @@ class OffPolicySolver(ABC):
 
 
 def _collect(state: OffPolicyState, policy: Any, generator: torch.Generator) -> None:
-    """One step in each of the N copies, kept in the replay."""
+    """One step in each of the N copies, kept in the replay.
+
+    Raises:
+        InvalidProblem: the policy's actions are not finite, and neither simulator nor replay has seen them.
+    """
     observations = state.simulation.observations
     actions = policy.sample(observations, generator)
+    if not bool(actions.isfinite().all()):
+        raise InvalidProblem(
+            "the follower's actions are not finite, so its losses are not: r_x at this x is not finite, or the learning rate is too high"
+        )
     moved = state.simulation.step(actions)
     terms = () if moved.terms is None else (moved.terms,)
     state.replay.add(observations, actions, moved.following, moved.terminated, moved.rewards, *terms)

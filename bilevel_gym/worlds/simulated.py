@@ -70,7 +70,7 @@ class SimulatedWorld:
             states [N, T, *observation] (pixels as ``FrameStacks``), actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T]
             (0 where not alive; states and actions stand still there), seeds [N], terms [N, T, K] where there are names. Cost: N·T environment steps, and T calls of the policy.
         """
-        if trajectories not in self._pool:
+        if trajectories not in self._pool or self._pool[trajectories].closed:
             self._pool[trajectories] = self._vector(trajectories, self.horizon + 1)  # so that nobody starts anew at the end
         simulation = Simulation(self._pool[trajectories], torch.device(self.device), self.terms)
         first = state = simulation.reset(draw_seed(generator))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.errors import InvalidProblem, SimulatorLost
 
 __all__ = ["Moment", "Simulation", "Transition", "VectorEnv", "as_observations"]
 
@@ -77,7 +77,7 @@ class Simulation:
     def reset(self, seed: int) -> Tensor:
         """Start N episodes, which depend on the seed alone: [N, *observation]."""
         self.seeds = np.random.SeedSequence(seed).generate_state(self.env.num_envs).tolist()
-        observations, _ = self.env.reset(seed=self.seeds)  # type: ignore[arg-type]  # a list is right, the annotation lags
+        observations, _ = self._answer(self.env.reset, seed=self.seeds)
         self._observations = as_observations(observations, self.device)
         return self._observations
 
@@ -107,9 +107,10 @@ class Simulation:
 
         Raises:
             InvalidProblem: ``info`` lacks one of the terms.
+            SimulatorLost: a process that steps a copy has died.
         """
         self._observations = None  # an exception in here leaves some copies a step ahead: no action may follow then
-        observations, rewards, terminated, truncated, info = self.env.step(actions.detach().cpu().numpy())
+        observations, rewards, terminated, truncated, info = self._answer(self.env.step, actions.detach().cpu().numpy())
         following = self._observations = as_observations(observations, self.device)
         if "final_obs" in info:
             following = following.clone()
@@ -126,6 +127,17 @@ class Simulation:
     def close(self) -> None:
         """Close every copy."""
         self.env.close()
+
+    def _answer(self, ask: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return ask(*arguments, **named)
+        except (EOFError, ConnectionError) as error:
+            for process in getattr(self.env, "processes", ()):
+                process.terminate()
+            self.env.closed = True  # there is nobody left who would answer to ``close``
+            raise SimulatorLost(
+                "a process that steps a copy of the simulator has died, of a lack of memory or by a signal; resume from the last checkpoint"
+            ) from error
 
     def _reported(self, info: dict[str, Any]) -> np.ndarray:
         """The terms of the step: [N, K]. Those of an episode that has just ended are in ``final_info``."""

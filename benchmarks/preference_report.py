@@ -213,6 +213,7 @@ def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> Non
             axis.plot(env_steps[known], ends[:, 0], color=f"C{number}", label=agent, linewidth=1.4)
             axis.fill_between(env_steps[known], ends[:, 1], ends[:, 2], color=f"C{number}", alpha=0.15, linewidth=0)
             axis.set(title=label, xlabel="environment steps")
+            axis.set_yscale("log" if name == "objective" else "linear")
             axis.grid(linewidth=0.3)
     axes[0].set_ylabel(task)
     axes[0].legend(fontsize=8)

@@ -66,6 +66,7 @@ def test_report_tells_the_arms_apart(study: Any, tmp_path: Path, monkeypatch: py
             "env_steps": 1000 * (look + 1),
             "true_return": level + seed,
             "accuracy_fresh": 0.8,
+            "objective": 0.5,
             "decided_fresh": float(agent == "sobirl"),
         }
         for agent, level in (("sobirl", 50.0), ("sac", 90.0))

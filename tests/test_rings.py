@@ -149,16 +149,16 @@ def test_copies_and_two_checkpoints_do_not_share_a_file(tmp_path: Path) -> None:
     add(replay, 0, 70)
     commit(tmp_path / "run.pt", replay)
     fork = replay.copy()
-    add(fork, 1000, 30)
-    add(replay, 70, 20)
+    add(fork, 1000, 3)
+    add(replay, 70, 2)  # both of which the file would have room for
     commit(tmp_path / "best.pt", replay)
     with checkpoint.beside(tmp_path / "run.pt", 0):
         checkpoint.save(tmp_path / "run.pt", {"replay": checkpoint.pack(replay), "fork": checkpoint.pack(fork)})
-    add(replay, 90, 9)
+    add(replay, 72, 9)
     loaded = checkpoint.load(tmp_path / "run.pt")
     assert equal(window(checkpoint.unpack(loaded["fork"])), window(fork))
-    assert sorted((-checkpoint.unpack(loaded["replay"]).at(torch.arange(50)).rewards).tolist()) == list(range(40, 90))
-    assert sorted((-reopened(tmp_path / "best.pt").at(torch.arange(50)).rewards).tolist()) == list(range(40, 90))
+    assert sorted((-checkpoint.unpack(loaded["replay"]).at(torch.arange(50)).rewards).tolist()) == list(range(22, 72))
+    assert sorted((-reopened(tmp_path / "best.pt").at(torch.arange(50)).rewards).tolist()) == list(range(22, 72))
 
 
 def test_files_that_do_not_belong_are_refused(tmp_path: Path) -> None:

@@ -165,6 +165,24 @@ def difference_table(task: str, rows: Sequence[Row], arms: Sequence[str], of: st
     return "\n".join(lines)
 
 
+def equal_steps_table(tables: Mapping[str, Sequence[Row]], arms: Sequence[str], of: str) -> str:
+    """Markdown: one arm less each that had fewer upper steps, as if it had been stopped at that one's last.
+
+    There the two followers that are looked at have made equally many updates. Empty where no arm had fewer.
+    """
+    lines = [f"| at equal upper steps: {of} less | upper steps | " + " | ".join(SHOWN.values()) + " |", "|---" * (2 + len(SHOWN)) + "|"]
+    for task, rows in tables.items():
+        mine = [row for row in rows if row["agent"] == of]
+        for agent in _present(rows, arms):
+            ends = {int(curve[-1]["seed"]): int(curve[-1]["upper_step"]) for curve in curves_of(rows, agent)}
+            begun = [row for row in mine if int(row["upper_step"]) <= ends.get(int(row["seed"]), 0)]
+            if max(ends.values()) < max(int(row["upper_step"]) for row in mine):
+                found = {name: differences(finals(begun, of), finals(rows, agent), name) for name in SHOWN}
+                cells = [_text(mean_interval(values), name) if len(values) > 1 else "–" for name, values in found.items()]
+                lines.append(f"| {agent}, {task} | {max(ends.values())} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def overall_table(rows: Mapping[str, Sequence[Row]], random: Mapping[str, float], arms: Sequence[str]) -> str:
     """Markdown: returns on all tasks together, 0 being uniform actions and 1 the mean of ``sac``; the arms that each task has."""
     lines = ["| all tasks | seeds of each | return, 0 = uniform actions, 1 = sac |", "|---|---|---|"]
@@ -235,6 +253,9 @@ def write_report(runs: Path, output: Path, random: Mapping[str, float], arms: Se
         present = _present(rows, arms)
         draw(task, rows, present, output / f"{task}.png")
         parts += [result_table(task, rows, present), *([difference_table(task, rows, present, "sobirl")] if "sobirl" in present else [])]
-    text = "\n\n".join([*parts, overall_table(found, random, arms)]) + "\n"
+    parts.append(overall_table(found, random, arms))
+    if all("sobirl" in _present(rows, arms) for rows in found.values()):
+        parts.append(equal_steps_table(found, arms, "sobirl"))
+    text = "\n\n".join(part for part in parts if part) + "\n"
     (output / "tables.md").write_text(text)
     return text

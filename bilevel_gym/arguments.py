@@ -110,5 +110,5 @@ def _check(given: Iterable[tuple[str, Any, Any]]) -> None:
     for name, annotation, value in given:
         if known := _ANNOTATION.fullmatch(str(annotation)):
             kind, optional = _KINDS[known[1]], known[3]
-            if not isinstance(value, kind[0]) and not (optional and value is None):
+            if (not isinstance(value, kind[0]) or isinstance(value, bool)) and not (optional and value is None):
                 raise InvalidProblem(f"{name} is {value!r}: it must be {kind[1]}{', or None' if optional else ''}")

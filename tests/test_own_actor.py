@@ -245,3 +245,5 @@ def test_unsupported_problems():
     assert "needs an objective" in estimator.supports(problems.quadratic(0))
     assert "sensitivity=None" in estimator.supports(replace(simulated(), objective=replace(OBJECTIVE, reference=object())))
     assert estimator.supports(simulated()) is None
+    for limit in ({"budget": 20}, {"half_rate": 2.0}):  # its own labels would come on top of them
+        assert "StopOnBudget" in estimator.supports(replace(simulated(), objective=replace(OBJECTIVE, capacity=100, **limit)))

@@ -91,6 +91,7 @@ def test_an_unknown_knob_is_named(name: str) -> None:
         ({"budget": 0}, InvalidProblem, "budget is 0"),
         ({"half_rate": -1.0}, InvalidProblem, "half_rate is -1.0"),
         ({"members": 0}, InvalidProblem, "members is 0"),
+        ({"members": True}, InvalidProblem, "members is True: it must be a whole number"),
         ({"temperature": "hot"}, InvalidProblem, "temperature is 'hot': it must be a number, or None"),
         ({"discount": None}, InvalidProblem, "discount is None: it must be a number"),
         ({"preset": "tny"}, UnknownName, "unknown preset 'tny'"),

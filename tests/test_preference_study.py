@@ -83,6 +83,23 @@ def test_report_tells_the_arms_apart(study: Any, tmp_path: Path, monkeypatch: py
     assert (tmp_path / "CartPole.png").stat().st_size > 10_000
 
 
+def test_arms_that_end_early_are_met_there(study: Any) -> None:
+    """Without it a follower with a quarter of the training would be called worse than one with all of it; numbers by hand."""
+    pytest.importorskip("rliable")
+    report = importlib.import_module("preference_report")
+    rows = [
+        {**dict.fromkeys(report.SHOWN, 0.5), "agent": agent, "seed": seed, "upper_step": step, "env_steps": step, "decided_fresh": 1.0}
+        | {"true_return": 100.0 * step + gain * (seed + 1)}
+        for agent, last, gain in (("sobirl", 10, 3.0), ("hpgd", 4, 1.0), ("sac", 10, 0.0))
+        for seed in range(2)
+        for step in range(1, last + 1)
+    ]
+    lines = report.equal_steps_table({"CartPole": rows}, ["sobirl", "hpgd", "sac"], "sobirl").splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| hpgd, CartPole | 4 | 3.00 [−9.71, 15.7] | 0.00 [0.00, 0.00] |")
+    assert report.equal_steps_table({"CartPole": rows}, ["sobirl", "sac"], "sobirl") == ""
+
+
 def test_differences_are_those_of_equal_seeds(study: Any) -> None:
     """Without it the luck of the starts, which arms share, would count as noise between them; numbers of t by hand."""
     pytest.importorskip("rliable")

@@ -201,3 +201,12 @@ def test_the_ids_take_its_knobs():
         env = gym.make(name, rationality=2.0, teacher={"mistake": 0.1, "discount": 0.9}, **options)
         assert env.unwrapped.problem.objective.teacher == Teacher(2.0, mistake=0.1, discount=0.9)
         assert "mistake" in env.spec.to_json()
+
+
+@pytest.mark.parametrize("odd", [nan, inf])
+def test_a_true_reward_that_is_not_finite_is_named(odd):
+    """Without it a simulator's NaN is torch's complaint about probabilities, and a run ends without step or checkpoint."""
+    rewards = torch.zeros(3, 2, 4)
+    rewards[1, 0, 2] = odd
+    with pytest.raises(InvalidProblem, match="true reward"):
+        Teacher().label(rewards, torch.Generator())

@@ -58,15 +58,17 @@ class SampledPenalty:
     its place it would not be, as L is credit for all that follows, and would be counted again at each step.
 
     Approximate are: L, fitted on earlier fragments of π as in ``ScoreFunction("critic")``; w, one number (1−γ)E[steps of a tuple] for all
-    states, which is exact where fragments and the discounted occupancy visit states in the same proportions; how far a solve gets; and
-    the discounted sums, cut where γ^t < .01 and at the end of a trajectory.
+    states, which is exact where fragments and the discounted occupancy visit states in the same proportions; how far a solve gets;
+    the discounted sums, cut where γ^t < .01 and at the end of a trajectory; and E[∇l], over the ``history`` of π's fragments, as the
+    queue's pairs are in ``ScoreFunction``.
 
     Source: PBRL (Shen, Yang and Chen, ICML 2024), of which no code was released: a re-implementation. The reward for π is ours; they
     take policy gradients of F_λ. π starts as the first response, where the penalty is zero, and goes on from its own networks.
 
     It asks for labels of π's fragments, as many as the environment asks for those of π̂ (whose labels it does not use but for
-    the first), and trains one more actor: twice the labels and environment steps of ``ScoreFunction``. All of them are counted. Two
-    actors that learn apart differ by more than 1/λ, and λ times that is noise: see ``clip``.
+    the first), and refuses tasks with a ``budget`` or ``half_rate``, which would not limit these. It trains one more actor, too: twice
+    the labels and environment steps of ``ScoreFunction``. All of them are counted. Two actors that learn apart differ by more than
+    1/λ, and λ times that is noise: see ``clip``.
 
     An actor of a foreign solver (``solvers.from_sb3``) does not outlive a checkpoint: only the environment's own follower is revived.
 
@@ -108,7 +110,11 @@ class SampledPenalty:
         """None, or the reason why the problem does not fit."""
         if reason := not_on_policy(problem):
             return refusal(reason, problem)
-        return "its actor learns in a simulator, and this world is a table; use Penalty" if problem.tabular else None
+        if problem.tabular:
+            return "its actor learns in a simulator, and this world is a table; use Penalty"
+        if any(getattr(problem.objective, name, None) is not None for name in ("budget", "half_rate")):
+            return "it asks for labels of its own actor's fragments, too, which budget and half_rate do not limit: leave them out, or stop at a number of comparisons (agents.StopOnBudget)"
+        return None
 
     def init(self, oracle: Oracle) -> OwnActorState:
         """No policy yet: the first call takes the response's."""

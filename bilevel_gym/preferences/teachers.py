@@ -95,7 +95,14 @@ class Teacher:
 
         Returns:
             [M] y in {0, ½, 1}, or NaN.
+
+        Raises:
+            InvalidProblem: a reward is not finite.
         """
+        if not bool(rewards.isfinite().all()):
+            raise InvalidProblem(
+                "the true reward of a fragment has a NaN or an infinity, so nobody can compare it: see to the world's own reward"
+            )
         seen = (rewards.unsqueeze(-2) * self.weights(rewards.shape[-1]).to(rewards)).sum(-1)
         first, second = seen.unbind(-2)
         drawn = torch.bernoulli(self._preferred(first, second), generator=generator)

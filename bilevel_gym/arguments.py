@@ -55,7 +55,7 @@ def check_numbers(part: Any) -> None:
 
 
 def checked(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """A function that refuses arguments which are not of the kind that its annotations say: numbers and mappings.
+    """A function that refuses arguments which are not of the kind that its annotations say, numbers and mappings, and devices not there.
 
     Args:
         make: such as what makes the environment of an id; in a module with ``from __future__ import annotations``.
@@ -66,6 +66,8 @@ def checked(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
     def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
         given = signature.bind(*args, **kwargs).arguments
         _check((name, signature.parameters[name].annotation, value) for name, value in given.items())
+        if "device" in given:
+            _check_device(given["device"])
         return make(*args, **kwargs)
 
     return made
@@ -112,3 +114,13 @@ def _check(given: Iterable[tuple[str, Any, Any]]) -> None:
             kind, optional = _KINDS[known[1]], known[3]
             if (not isinstance(value, kind[0]) or isinstance(value, bool)) and not (optional and value is None):
                 raise InvalidProblem(f"{name} is {value!r}: it must be {kind[1]}{', or None' if optional else ''}")
+
+
+def _check_device(device: Any) -> None:
+    """Whether torch can make a tensor there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise InvalidProblem(f"device is {device!r}, which torch cannot use here ({str(error).splitlines()[0]}): take 'cpu'") from error

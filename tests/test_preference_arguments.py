@@ -95,6 +95,7 @@ def test_an_unknown_knob_is_named(name: str) -> None:
         ({"temperature": "hot"}, InvalidProblem, "temperature is 'hot': it must be a number, or None"),
         ({"discount": None}, InvalidProblem, "discount is None: it must be a number"),
         ({"preset": "tny"}, UnknownName, "unknown preset 'tny'"),
+        ({"device": "cda"}, InvalidProblem, "device is 'cda'.*take 'cpu'"),
     ],
 )
 @pytest.mark.parametrize("name", [PENDULUM, PONG])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilevel_gym import agents, envs, wrap_env
-from bilevel_gym.errors import CannotRender, InvalidProblem, UnknownName, UnsupportedProblem
+from bilevel_gym.errors import BilevelError, CannotRender, InvalidProblem, UnknownName, UnsupportedProblem
 from bilevel_gym.objectives import PreferenceObjective, SampledReturn
 from bilevel_gym.rewards import Box, CNNReward, DiscreteMLPReward, EnvironmentReward, FeatureReward, MLPReward, RewardTerms
 from bilevel_gym.solvers import SAC, DiscreteSAC
@@ -346,3 +346,21 @@ def test_a_budget_of_its_own_episodes() -> None:
     env.reset(seed=0)
     assert [env.step(env.unwrapped.x.numpy())[3] for _ in range(2)] == [False, True]
     assert replace(env.unwrapped.problem) == env.unwrapped.problem
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reward": None}, "reward is None: give a name, a function or an object"),
+        ({"objective": 3}, "objective is 3"),
+        ({"objective": SampledReturn}, "objective is .*SampledReturn"),
+        ({"terms": "near"}, "terms is 'near': give a sequence of names"),
+        ({"rewards": "linear"}, "argument 'rewards'; choose one of: .*reward,"),
+        ({"reward": lambda states, actions: 1.0}, "features are float objects"),
+        ({"solver": SAC}, "solver is .*give an object"),
+    ],
+)
+def test_parts_that_are_none_are_refused_at_once(options: dict[str, Any], words: str) -> None:
+    """Without it None is taken for the default, a class for an object of it, and the error comes steps later from elsewhere."""
+    with pytest.raises(BilevelError, match=words):
+        wrap_env("Pendulum-v1", preset="tiny", **{"objective": "return", **options})

@@ -269,6 +269,23 @@ def test_an_estimator_that_does_not_fit_is_refused() -> None:
 # ---------------------------------------------------------------------------------------------- budgets
 
 
+@pytest.mark.parametrize(
+    ("wrapper", "options", "words"),
+    [
+        (HypergradientInfo, {"estimator": Exact}, "estimator is .*give an object"),
+        (HypergradientInfo, {"estimator": "Exact"}, "estimator is 'Exact'"),
+        (LowerBudget, {"env_steps": float("nan")}, "env_steps is nan: it must be a whole number"),
+        (LowerBudget, {"lower_step": True}, "lower_step is True"),
+        (LowerBudget, {"comparisons": "a"}, "comparisons is 'a'"),
+        (RecordUpperSteps, {"path": "/dev/null/steps.csv"}, "cannot be written"),
+    ],
+)
+def test_what_no_wrapper_takes_is_refused_when_it_is_made(wrapper: type, options: dict[str, Any], words: str) -> None:
+    """Without it a budget of NaN never ends, and a file that cannot be written is noticed after an hour of steps."""
+    with pytest.raises(InvalidProblem, match=words):
+        wrapper(gym.make("bilevel/RandomMDP-v0"), **options)
+
+
 def test_a_budget_truncates_and_then_refuses() -> None:
     """An agent that resets by the rules gets episodes of equal cost; one that steps on all the same must be told, and nothing be spent."""
     env = LowerBudget(wrap_env("Pendulum-v1", preset="tiny", reward="linear", objective="return"), env_steps=700, lower_step=10_000)

@@ -74,7 +74,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
             )
-        if not (hasattr(solver, "start") and hasattr(solver, "solve")):
+        if isinstance(solver, type) or not (hasattr(solver, "start") and hasattr(solver, "solve")):
             raise InvalidProblem(
                 f"solver is {solver!r}: give an object with start and solve, such as those of bilevel_gym.solvers; no name stands for one here"
             )
@@ -303,7 +303,9 @@ def check_evaluation(evaluation: Evaluation, x: Tensor) -> None:
             f"the objective has shape {tuple(evaluation.value.shape)} for x {tuple(x.shape)}: it must be {tuple(x.shape[:-1])}, one number for each x; are its tables those of a batch?"
         )
     if not bool(evaluation.value.isfinite().all()):
-        raise InvalidProblem("the objective is not finite: reward or transition at this x are not, or overflow; narrow the box of x")
+        raise InvalidProblem(
+            "the objective is not finite: reward or transition at this x are not, or overflow, then narrow the box of x; or the world's own reward or your objective gives NaN"
+        )
 
 
 def generator_at(state: Mapping[str, Any]) -> np.random.Generator:

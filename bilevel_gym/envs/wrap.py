@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack
@@ -94,7 +95,13 @@ def wrap_env(
         InvalidProblem: observations or actions are of a kind that no network or solver takes, with the wrapper that helps; episodes are
             shorter than fragments; or an environment that cannot be made anew.
     """
-    check_names("argument", preferences, PreferenceOptions.__annotations__)
+    own = [name for name in inspect.signature(wrap_env).parameters if name != "preferences"]
+    check_names("argument", preferences, [*own, *PreferenceOptions.__annotations__])
+    if isinstance(terms, str):
+        raise InvalidProblem(f"terms is {terms!r}: give a sequence of names, such as ({terms!r},)")
+    for name, part, method in (("reward", reward, "dimension"), ("objective", objective, "evaluate")):
+        if isinstance(part, type) or not (isinstance(part, str | Mapping) or callable(part) or hasattr(part, method)):
+            raise InvalidProblem(f"{name} is {part!r}: give a name, a function or an object, see the arguments of wrap_env")
     named = isinstance(objective, Mapping) or objective == "preference"
     if preferences and not named:
         raise InvalidProblem(f"{', '.join(preferences)} are for objective='preference': leave them out, or build them into your objective")

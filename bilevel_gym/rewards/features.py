@@ -61,6 +61,10 @@ class FeatureReward(Box):
         actions = torch.zeros(1, dtype=torch.int64, device=device) if count else world.action_low[None]
         found = _Pair(count) if features is None else features
         tried = found(states, actions)
+        if not isinstance(tried, Tensor):
+            raise InvalidProblem(
+                f"the features are {type(tried).__name__} objects: the function has to return a tensor [..., D], made by torch"
+            )
         if tried.ndim != 2 or len(tried) != 1:
             raise InvalidProblem(
                 f"the features of one state and action have shape {list(tried.shape)}: they must be [1, D], one row for each pair; stack them along the last axis"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -32,7 +33,10 @@ class LowerBudget(Outer, gym.utils.RecordConstructorArgs):
     def __init__(
         self, env: gym.Env[Any, Any], *, lower_step: int | None = None, env_steps: int | None = None, comparisons: int | None = None
     ) -> None:
-        given = {"lower_step": lower_step, "env_steps": env_steps, "comparisons": comparisons}
+        given: dict[str, Any] = {"lower_step": lower_step, "env_steps": env_steps, "comparisons": comparisons}
+        for name, limit in given.items():
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral)):
+                raise InvalidProblem(f"{name} is {limit!r}: it must be a whole number, or None")
         gym.utils.RecordConstructorArgs.__init__(self, lower_step=lower_step, env_steps=env_steps, comparisons=comparisons)
         super().__init__(env)
         self._bilevel = inner(env, "LowerBudget")

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import Estimator
 from bilevel_gym.wrappers.inner import Outer, inner
 
@@ -35,6 +35,8 @@ class HypergradientInfo(Outer, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, estimator=estimator)
         super().__init__(env)
         self._bilevel = inner(env, "HypergradientInfo")
+        if isinstance(estimator, type) or not hasattr(estimator, "supports"):
+            raise InvalidProblem(f"estimator is {estimator!r}: give an object, such as hypergradients.Exact()")
         if reason := estimator.supports(self._bilevel.problem):
             raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
         self.estimator = estimator

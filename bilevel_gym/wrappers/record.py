@@ -38,7 +38,7 @@ class RecordUpperSteps(Outer, gym.utils.RecordConstructorArgs):
         every: upper steps from one writing to the next.
 
     Raises:
-        InvalidProblem: it is not a bilevel environment, the file is of another kind, or ``every`` is not positive.
+        InvalidProblem: it is not a bilevel environment, the file is of another kind or cannot be written, or ``every`` is not positive.
         OutputExists: there is such a file.
 
     Cost: all steps so far, in memory, and written every ``every`` steps.
@@ -52,6 +52,12 @@ class RecordUpperSteps(Outer, gym.utils.RecordConstructorArgs):
             raise InvalidProblem(f"path is {self.path} and every {every}: give a file {', '.join(WRITERS)}, and a positive number")
         if self.path.exists():
             raise OutputExists(f"{self.path} exists: choose another file, or move it away")
+        try:  # now, and not after an hour of steps
+            with replacing(self.path):
+                pass
+            self.path.unlink()
+        except OSError as error:
+            raise InvalidProblem(f"{self.path} cannot be written: {error}") from error
         self._rows: list[dict[str, Any]] = []
         self._episode, self._written = -1, 0
         self._seen: Evaluation | None = None
@@ -85,8 +91,10 @@ class RecordUpperSteps(Outer, gym.utils.RecordConstructorArgs):
 
     def close(self) -> None:
         """Put the file up to date, and close the environment."""
-        self.flush()
-        self.env.close()
+        try:
+            self.flush()
+        finally:
+            self.env.close()
 
     def _note(self) -> None:
         bilevel = self._bilevel

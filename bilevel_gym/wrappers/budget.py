@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.wrappers.inner import Outer, inner
 
@@ -30,13 +30,11 @@ class LowerBudget(Outer, gym.utils.RecordConstructorArgs):
         InvalidProblem: it is not a bilevel environment, no budget is given, or one is not positive.
     """
 
+    @checked
     def __init__(
         self, env: gym.Env[Any, Any], *, lower_step: int | None = None, env_steps: int | None = None, comparisons: int | None = None
     ) -> None:
-        given: dict[str, Any] = {"lower_step": lower_step, "env_steps": env_steps, "comparisons": comparisons}
-        for name, limit in given.items():
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral)):
-                raise InvalidProblem(f"{name} is {limit!r}: it must be a whole number, or None")
+        given = {"lower_step": lower_step, "env_steps": env_steps, "comparisons": comparisons}
         gym.utils.RecordConstructorArgs.__init__(self, lower_step=lower_step, env_steps=env_steps, comparisons=comparisons)
         super().__init__(env)
         self._bilevel = inner(env, "LowerBudget")

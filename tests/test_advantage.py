@@ -235,6 +235,51 @@ def test_what_is_learnt_is_learnt_before():
         ScoreFunction("exact", weighting="return")
 
 
+class Eager(ScoreFunction):
+    """Plays continuations whether they count or not."""
+
+    def _counts(self, state):
+        """Always."""
+        return True
+
+
+def test_nothing_is_played_for_weights_of_zero():
+    """HPGD's first look knows nothing of l: its continuations would be a third of a short run, spent on an implicit part of exactly zero."""
+    problem = problems.preference(0)
+    x = problems.point(problem, 0)
+    oracle, response = ProblemOracle(problem, SOLVER, torch.Generator().manual_seed(0)), SOLVER.solve(problem, x)
+    options, truth = {"sensitivity": "rollout", "weighting": "advantage"}, knowing(LEARNT["rollout"], problem, x).critic
+    seen = oracle.evaluate(x, response)
+    _, learnt = ScoreFunction(**options)(oracle, x, response, seen, ScoreState())
+    other = oracle.evaluate(x, response)
+    unasked = replace(other, fresh=replace(other.fresh, asked=False))
+    for state, given, look, plays in (
+        (ScoreState(), None, seen, False),
+        (ScoreState(), truth, seen, True),
+        (learnt, None, other, True),
+        (learnt, None, unasked, True),  # L says something about pairs that nobody was asked about
+        (ScoreState(), None, unasked, False),
+    ):
+        results = []
+        for kind in (ScoreFunction, Eager):
+            aside = ProblemOracle(problem, SOLVER, torch.Generator().manual_seed(1))
+            found, after = kind(**options, critic=given)(aside, x, response, look, state)
+            results.append((found, after.history, aside.counters.env_steps))
+        (found, history, steps), (wanted, kept, dear) = results
+        assert all(torch.equal(getattr(found, part), getattr(wanted, part)) for part in ("value", "direct", "implicit"))
+        assert bool(found.implicit.any()) == plays
+        assert steps == (dear if plays else 0)
+        assert dear > 0
+        assert (history is None) == (kept is None)
+    aside = ProblemOracle(problem, SOLVER, torch.Generator())
+    for kind in (options, {"sensitivity": "rollout"}):
+        estimator, state = ScoreFunction(**kind, delay=2, critic=truth), ScoreState()
+        for call in range(3):
+            found, state = estimator(aside, x, response, oracle.evaluate(x, response), state)
+            assert bool(found.implicit.any()) == (aside.counters.env_steps > 0) == (call == 2)
+        aside = ProblemOracle(problem, SOLVER, torch.Generator())
+
+
 def test_momentum_around_advantages():
     """Asked again on its own draws the estimate is the same number at the same point; at another one L is fitted to the losses there."""
     problem = problems.preference(0)

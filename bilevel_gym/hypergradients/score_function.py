@@ -91,7 +91,8 @@ class ScoreFunction:
         critic: the regressor of L; None takes a table on tabular worlds and ridge regression elsewhere.
         action_samples: K draws of π for E_π where actions are continuous.
         branches: steps of each fragment that continuations are played from, uniformly drawn; None takes every step. For one response
-            they are played once, whatever the number of estimates.
+            they are played once, whatever the number of estimates, and not at all where nothing is known about l: with
+            ``"advantage"`` that is at the first response, when L has seen no earlier fragment.
         history: earlier fragments that L is fitted on, at most.
         clip: the implicit part is scaled down to at most this multiple of the direct part's norm, a guard against its variance, which
             grows as 1/(τ(1−γ)); None leaves it as it is, and so does an objective whose l does not depend on x. A clipped estimate is
@@ -209,22 +210,28 @@ class ScoreFunction:
     # ------------------------------------------------------------------------------------------ once for each response
 
     def _begin(self, oracle: Oracle, x: Tensor, response: Response, fresh: Samples, state: ScoreState) -> ScoreState:
-        """Weigh the new trajectories by an L that has not seen them, they join the history afterwards; or branch off from them."""
+        """Weigh the new trajectories by an L that has not seen them, they join the history afterwards; and branch off where scores count."""
         earlier, noise = state.history, oracle.generator.get_state()
         state = ScoreState(earlier, fresh=fresh, evaluations=state.evaluations + 1, earlier=earlier, noise=noise)
-        if self.sensitivity == "rollout" and (fresh.asked or self.learns):
+        if self.learns:
+            if self.window == "reset" and bool((fresh.offset > 0).any()):
+                raise UnsupportedProblem(
+                    "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
+                )
+            state = replace(state, weights=self._weights(Point(oracle.problem, x, response, oracle.generator), fresh, earlier))
+            if fresh.asked:
+                joined = fresh.fragments if earlier is None else concatenate(earlier, fresh.fragments)
+                state = replace(state, history=take(joined, slice(-self.history, None)))
+        if self.sensitivity == "rollout" and self._counts(state):
             state = replace(state, continuations=play_continuations(oracle, response, fresh, self.window, self.branches))
-        if not self.learns:
-            return state
-        if self.window == "reset" and bool((fresh.offset > 0).any()):
-            raise UnsupportedProblem(
-                "L is a mean over the fragment, and these are cut past the reset: cut them at the start, or choose window='frozen'"
-            )
-        weights = self._weights(Point(oracle.problem, x, response, oracle.generator), fresh, earlier)
-        if not fresh.asked:
-            return replace(state, weights=weights)
-        joined = fresh.fragments if earlier is None else concatenate(earlier, fresh.fragments)
-        return replace(state, history=take(joined, slice(-self.history, None)), weights=weights)
+        return state
+
+    def _counts(self, state: ScoreState) -> bool:
+        """Whether the implicit part may be anything but zero: not while it is delayed, nor where nothing is known about l."""
+        assert state.fresh is not None
+        if state.evaluations <= self.delay:
+            return False
+        return state.fresh.asked if state.weights is None else bool(state.weights.any())
 
     def _weights(self, at: Point, fresh: Samples, history: Fragments | None) -> Tensor:
         """What L makes of the fresh trajectories, which it has not seen: [N, T]."""
@@ -240,8 +247,8 @@ class ScoreFunction:
         weight = at.tuple_weights(fresh, self.window)
         training = problem.training(at.generator)
         direct = gradients(lambda leaf: (weight * problem.objective.loss(training, leaf, batch)).mean(), at.x)[0]
-        unknown = not (fresh.asked or self.learns)  # L says something about l where nobody was asked
-        if self.sensitivity is None or unknown or state.evaluations <= self.delay:
+        silent = state.continuations is None if self.sensitivity == "rollout" else not self._counts(state)
+        if self.sensitivity is None or silent:
             return Hypergradient(direct, direct, torch.zeros_like(direct))
         implicit = self._implicit(at, fresh, state, weight)
         size, implicit = implicit.norm(), limited(implicit, direct, self.clip, problem.objective)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.hypergradients import RidgeCritic
+from bilevel_gym.hypergradients.charged_reward import ChargedReward
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import DiscreteMLPReward, MLPReward
 from bilevel_gym.solvers import SAC, DiscreteSAC, graphs
 from bilevel_gym.solvers.graphs import GraphedUpdates
 from bilevel_gym.solvers.learner import ActorCritic
+from bilevel_gym.types import Fragments
 from bilevel_gym.worlds import VectorWorld
 from tests.test_discrete_sac import Brightness, ScreenWorld
 
@@ -41,6 +45,17 @@ def screens(device: str) -> tuple[DiscreteSAC, BilevelProblem]:
     return DiscreteSAC(**OPTIONS), BilevelProblem(ScreenWorld(torch.device(device)), reward, Shannon(0.1), None)  # type: ignore[arg-type]
 
 
+def charged(device: str) -> tuple[SAC, BilevelProblem]:
+    """The same with what PBRL's own actor is paid, which draws actions for a mean."""
+    solver, problem = pendulum(device)
+    source, policy = torch.Generator(device=device).manual_seed(3), problem.world.uniform()
+    played = problem.world.rollout(policy, trajectories=4, steps=5, generator=torch.Generator(device=device).manual_seed(4))
+    shown = (part[:, None] for part in (played.states, played.actions, played.alive))
+    fragments = Fragments(*shown, torch.ones(4, device=device))
+    fitted = RidgeCritic().fit(problem, fragments, torch.arange(4.0, device=device), torch.Generator(device=device).manual_seed(5))
+    return solver, replace(problem, reward=ChargedReward(problem, RidgeCritic(), fitted, policy, 10.0, 2, source))
+
+
 def two_learners(make: Callable[[str], Any], device: str, block: int, **options: Any) -> tuple[list[ActorCritic], list[GraphedUpdates]]:
     """Twice the same networks over the same replay with the same draws: in blocks, and one by one."""
     solver, problem = make(device)
@@ -50,10 +65,10 @@ def two_learners(make: Callable[[str], Any], device: str, block: int, **options:
     networks = [state.networks.clone(), state.networks.clone()]
     sides = []
     for copy, size in zip(networks, (block, 10**6), strict=True):
-        generator = torch.Generator(device=device).manual_seed(2)
+        _, problem = make(device)  # its reward draws from a generator of its own, if from any
         learner = solver._learner(solver._setting(problem), copy, state.updates)
-        label = solver._labeller(problem, x, generator)
-        sides.append(GraphedUpdates(learner, state.replay, label, batch_size=16, block=size, generator=generator))
+        generator = torch.Generator(device=device).manual_seed(2)
+        sides.append(replace(solver, graph_updates=size)._blocks(problem, x, learner, state.replay, generator))
     return networks, sides
 
 
@@ -65,7 +80,7 @@ def agree(networks: list[ActorCritic], tolerance: float) -> None:
 
 @cuda
 @pytest.mark.parametrize("tuned", [{}, {"target_entropy": 0.5, "polyak": 1.0, "target_every": 7, "learning_rate": 1e-3}])
-@pytest.mark.parametrize("make", [pendulum, cartpole, screens])
+@pytest.mark.parametrize("make", [pendulum, cartpole, screens, charged])
 def test_graphed_and_eager_parameters_agree(make: Callable[[str], Any], tuned: dict[str, Any]) -> None:
     """Without it a graph could replay old draws, read a replay that has moved, or leave out what the host decides in eager updates."""
     networks, (graphed, eager) = two_learners(make, "cuda", 10, **tuned)
@@ -79,7 +94,7 @@ def test_graphed_and_eager_parameters_agree(make: Callable[[str], Any], tuned: d
 
 
 @cuda
-@pytest.mark.parametrize("make", [pendulum, cartpole])
+@pytest.mark.parametrize("make", [pendulum, cartpole, charged])
 def test_a_solve_with_graphs(make: Callable[[str], Any]) -> None:
     """Without it the graph could be right and the solver never reach it, or break when the replay grows."""
     solver, problem = make("cuda")
@@ -94,14 +109,14 @@ def test_a_solve_with_graphs(make: Callable[[str], Any]) -> None:
 # ------------------------------------------------------------------------------------------------ what can be seen on a CPU
 
 
-def replayed(body: Callable[[], None], state: Any, generator: torch.Generator) -> Callable[[], None]:
+def replayed(body: Callable[[], None], state: Any, generators: Any) -> Callable[[], None]:
     """In place of a capture: what a replay does, without a GPU."""
     list(state)
     return body
 
 
 @pytest.mark.parametrize("tuned", [{}, {"target_entropy": 0.5, "polyak": 1.0, "target_every": 7}])
-@pytest.mark.parametrize("make", [pendulum, cartpole, screens])
+@pytest.mark.parametrize("make", [pendulum, cartpole, screens, charged])
 def test_blocks_are_updates_one_by_one(make: Callable[[str], Any], tuned: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it blocks and rests would not add up, or the targets be due at other updates on the device than on the host."""
     monkeypatch.setattr(graphs, "capture", replayed)
@@ -151,7 +166,7 @@ def test_a_replay_that_has_moved_is_captured_anew(monkeypatch: pytest.MonkeyPatc
     """Without it a graph would go on reading memory that was freed when the replay grew."""
     captured: list[int] = []
 
-    def counted(body: Callable[[], None], state: Any, generator: torch.Generator) -> Callable[[], None]:
+    def counted(body: Callable[[], None], state: Any, generators: Any) -> Callable[[], None]:
         captured.append(side._replay.rows.data_ptr())
         return body
 
@@ -179,3 +194,31 @@ def test_what_cannot_be_captured_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     _, (side, _) = two_learners(cartpole, "cpu", 4)
     with pytest.raises(UnsupportedProblem, match="stream is capturing"):
         side(4)
+
+
+def test_a_reward_that_draws_is_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PBRL's own actor is paid less a mean over drawn actions: a generator that the graph does not know ends the capture in an error."""
+    known: list[Any] = []
+
+    def noted(body: Callable[[], None], state: Any, generators: Any) -> Callable[[], None]:
+        known.extend(generators)
+        return body
+
+    monkeypatch.setattr(graphs, "capture", noted)
+    _, (side, _) = two_learners(charged, "cpu", 4)
+    side(4)
+    assert len(known) == 2
+    before = [generator.get_state() for generator in known]
+    side(4)
+    assert not any(torch.equal(state, generator.get_state()) for state, generator in zip(before, known, strict=True))
+    _, (plain, _) = two_learners(pendulum, "cpu", 4)
+    known.clear()
+    plain(4)
+    assert len(known) == 1  # a reward that draws nothing has none
+
+    solver, problem = charged("cpu")
+    elsewhere = SimpleNamespace(device=torch.device("cuda"))
+    problem = replace(problem, reward=replace(problem.reward, generator=elsewhere))  # type: ignore[type-var]
+    x, source = problem.reward.initial(torch.Generator()), torch.Generator()
+    with pytest.raises(UnsupportedProblem, match=r"on cuda, and the updates are on cpu.*graph_updates=0"):
+        replace(solver, graph_updates=4)._blocks(problem, x, None, None, source)  # type: ignore[arg-type]

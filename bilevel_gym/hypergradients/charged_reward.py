@@ -19,7 +19,7 @@ __all__ = ["ChargedReward"]
 
 @dataclass(frozen=True)
 class ChargedReward:
-    """r_x(s,a) − weight·( L(s,a) − E_{a'~π} L(s,a') ), a ``RewardModel`` on batches of steps that solvers score.
+    """r_x(s,a) − weight·( L(s,a) − E_{a'~π} L(s,a') ), a ``RewardModel`` on batches of steps that solvers score, ``types.Drawing`` too.
 
     Args:
         problem: whose r_x it is.
@@ -28,7 +28,7 @@ class ChargedReward:
         policy: π.
         weight: of the charge.
         action_samples: draws for the mean under π, where actions are continuous; their noise has mean zero.
-        generator: their source.
+        generator: their source, on the device of x.
     """
 
     problem: Problem

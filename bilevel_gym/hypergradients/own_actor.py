@@ -176,7 +176,7 @@ class SampledPenalty:
             loss = problem.objective.loss(problem, x, history)
         fitted = critic.fit(problem, history, loss, oracle.generator)
         share = (1.0 - problem.world.discount) * float(history.alive.sum((1, 2)).double().mean())
-        noise = torch.Generator(device=oracle.generator.device).manual_seed(draw_seed(oracle.generator))
+        noise = torch.Generator(device=x.device).manual_seed(draw_seed(oracle.generator))
         return ChargedReward(problem, critic, fitted, own.policy, share / scale, self.action_samples, noise)
 
 

@@ -18,7 +18,7 @@ from bilevel_gym.solvers.base import fitting_solver
 from bilevel_gym.solvers.graphs import GraphedUpdates
 from bilevel_gym.solvers.learner import ActorCritic, Learner, Rates, Setting
 from bilevel_gym.solvers.replay import Batch
-from bilevel_gym.types import Budget, Response
+from bilevel_gym.types import Budget, Drawing, Response
 
 __all__ = ["OffPolicySolver", "OffPolicyState"]
 
@@ -203,9 +203,13 @@ class OffPolicySolver(ABC):
         device = learner.networks.actor.device
         if device.type != "cuda":
             raise UnsupportedProblem(f"graph_updates needs a reward on a CUDA device, and this one is on {device}; take graph_updates=0")
-        own = torch.Generator(device=device).manual_seed(draw_seed(generator))
-        label = self._labeller(problem, x, own)
-        return GraphedUpdates(learner, replay, label, batch_size=self.batch_size, block=self.graph_updates, generator=own)
+        return self._blocks(problem, x, learner, replay, torch.Generator(device=device).manual_seed(draw_seed(generator)))
+
+    def _blocks(self, problem: Any, x: Tensor, learner: Learner[Any, Any], replay: Any, generator: torch.Generator) -> GraphedUpdates:
+        """Updates that draw from a generator on the networks' device, and from that of r_x where it has one."""
+        label, reward = self._labeller(problem, x, generator), problem.reward
+        others = [reward.generator] if isinstance(reward, Drawing) and reward.generator is not None else []
+        return GraphedUpdates(learner, replay, label, batch_size=self.batch_size, block=self.graph_updates, generators=(generator, *others))
 
     def _rate(self, env_steps: int) -> float:
         if self.anneal_steps is None:

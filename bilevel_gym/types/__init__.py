@@ -21,7 +21,7 @@ from bilevel_gym.types.objectives import (
     UpperObjective,
 )
 from bilevel_gym.types.problems import LowerFunction, OuterProblem, Problem, Regularizer
-from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Ensemble, Played, RewardModel, TabularReward, TransitionReward
+from bilevel_gym.types.rewards import AllActions, Buffered, Domain, Drawing, Ensemble, Played, RewardModel, TabularReward, TransitionReward
 from bilevel_gym.types.worlds import Branching, KnownPolicy, Policy, TabularWorldLike, World
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Buffered",
     "DiscountedObjective",
     "Domain",
+    "Drawing",
     "Ensemble",
     "Estimator",
     "Evaluation",

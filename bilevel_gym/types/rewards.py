@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_gym.types.flow import Fragments
 
-__all__ = ["AllActions", "Buffered", "Domain", "Ensemble", "Played", "RewardModel", "TabularReward", "TransitionReward"]
+__all__ = ["AllActions", "Buffered", "Domain", "Drawing", "Ensemble", "Played", "RewardModel", "TabularReward", "TransitionReward"]
 
 
 class Domain(Protocol):
@@ -82,6 +82,16 @@ class TransitionReward(Protocol):
 
     def of_transitions(self, x: Tensor, played: Any) -> Tensor:
         """r_x of steps that were made (``Played``), differentiable in x: [...]. A replay's also have ``following`` and ``terminated``."""
+        ...
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A reward with random numbers in it, such as a mean over a few drawn actions: a captured CUDA graph must be told where they come from."""
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Their source, on the device of x; None where nothing is drawn now."""
         ...
 
 

@@ -1,20 +1,22 @@
-"""SoBiRL's surrogate through the code for simulators and networks, summed over everything that can happen: it must be ∇φ itself."""
+"""The sampled estimators through the code for simulators and networks, summed over everything that can happen: they must be exact."""
 
 from __future__ import annotations
 
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 
 from bilevel_gym.envs import ProblemOracle
-from bilevel_gym.hypergradients import Exact, ScoreFunction
+from bilevel_gym.hypergradients import Exact, OwnActorState, Penalty, PenaltyState, SampledPenalty, ScoreFunction
 from bilevel_gym.preferences import gather
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import compare, enumerated_critic
-from bilevel_gym.types import Evaluation, Fragments, Samples, Trajectory
-from tests.discrete import ACTIONS, LAYERS, OBJECTIVE, STATES, TRANSITION, TRUE, Planner, point, simulated, tabular
+from bilevel_gym.types import Evaluation, Fragments, Response, Samples, Trajectory
+from tests.discrete import ACTIONS, LAYERS, OBJECTIVE, STATES, TRANSITION, TRUE, Planner, TablePolicy, point, simulated, tabular
 from tests.test_likelihood import IndicatorCritic
+from tests.test_penalty import stationary
 
 ACTS = range(ACTIONS)
 
@@ -86,3 +88,37 @@ def test_rollouts_of_the_simulator_have_it_for_a_mean():
     aside = ProblemOracle(exact, SoftPolicyIteration(), torch.Generator())
     truth, _ = Exact()(aside, x.double(), solved, aside.evaluate(x.double(), solved), None)
     assert compare(truth.value.numpy(), np.stack(values)).p_value > 1e-3
+
+
+@pytest.mark.parametrize("weight", [2.0, 50.0])
+def test_both_parts_of_pbrl_summed_over_all_pairs_have_the_exact_length(weight):
+    """E_π[∇l] and λ∇_xp, where F_λ(x, ·) has its minimum: a factor in either shows, and with the right ones λ cancels.
+
+    π is 1/λ away from π̂ there, so that λ∇_xp is as long as the implicit part of ∇φ, whatever λ is; and so it is in the sampled parts.
+    """
+    x, exact, problem = point(3).double(), tabular(), simulated()
+    solver = SoftPolicyIteration(tolerance=1e-13)
+    solved, theta = solver.solve(exact, x), stationary(exact, "value", weight, x)
+    best, own = solved.policy, torch.softmax(theta, -1)
+    (states, actions, hat), (*_, mine) = everything(best), everything(own)
+    returns = TRUE[states, actions][:, : OBJECTIVE.length].sum(1)
+    oracle, response = ProblemOracle(problem, Planner(), torch.Generator()), Response(TablePolicy(best))
+    estimator = SampledPenalty(penalty=weight, batch=1)
+    aside, total = pair_of(states, actions, 0, 0, 0.5).trajectories, {part: torch.zeros_like(x) for part in ("direct", "implicit")}
+    for first in range(len(hat)):
+        for second in range(first, len(hat)):
+            prefers = 1.0 / (1.0 + np.exp(-OBJECTIVE.teacher.rationality * (returns[first] - returns[second])))
+            fresh = pair_of(states, actions, first, second, prefers)
+            state = OwnActorState(response, fresh.fragments, 0.0, aside, fresh, 1)
+            found, _ = estimator(oracle, x, response, Evaluation(torch.tensor(0.0), fresh), state)
+            both = 1 if first == second else 2
+            total["direct"] += both * mine[first] * mine[second] * found.direct
+            # ``aside``, in the place of π's own, is the same in all of them, so that it goes away
+            total["implicit"] += both * (hat[first] * hat[second] - mine[first] * mine[second]) * found.implicit
+    beside = ProblemOracle(exact, solver, torch.Generator())
+    seen = beside.evaluate(x, solved)
+    truth, _ = Penalty(penalty=weight, policy_learning_rate=1e-12)(beside, x, solved, seen, PenaltyState(theta))
+    for part, column in total.items():
+        torch.testing.assert_close(column, getattr(truth, part), rtol=1e-6, atol=1e-8)
+    wanted = Exact()(beside, x, solved, seen, None)[0].implicit.norm()
+    assert 0.5 < float(total["implicit"].norm() / wanted) < 2.0

@@ -123,18 +123,19 @@ def test_refuses_what_cannot_be() -> None:
 
 
 @pytest.mark.parametrize(("rows", "hidden"), [(7, (3,)), (5000, (64, 80)), (300, ())])
-@pytest.mark.parametrize("by_inputs", [False, True])
-def test_one_node_is_the_layers_one_by_one(rows: int, hidden: tuple[int, ...], by_inputs: bool) -> None:
+@pytest.mark.parametrize("by", [("parameters",), ("inputs", "parameters"), ("inputs",)])
+def test_one_node_is_the_layers_one_by_one(rows: int, hidden: tuple[int, ...], by: tuple[str, ...]) -> None:
     """Without it the quick path for float32 on a CPU could compute another network, or another derivative, first or second."""
     generator = torch.Generator().manual_seed(8)
     sizes = (5, *hidden, 2)
-    parameters = [torch.randn(shape, generator=generator) / inputs**0.5 for shape, inputs in _layers(sizes)]
+    shapes = [shape for shape, _ in _layers(sizes)]
+    flat = torch.cat([torch.randn(shape, generator=generator).flatten() / inputs**0.5 for shape, inputs in _layers(sizes)])
     inputs, cotangent = torch.randn(rows, 5, generator=generator), torch.randn(rows, 2, generator=generator)
     found = []
     for network in (leaky_perceptron, plain_perceptron):
-        leaves = [part.clone().requires_grad_() for part in (inputs, *parameters)]
-        outputs = network(0.01, leaves[0] if by_inputs else inputs, leaves[1:])
-        wanted = leaves[1 - by_inputs :]
+        leaves = [part.clone().requires_grad_(name in by) for name, part in (("inputs", inputs), ("parameters", flat))]
+        outputs = network(0.01, shapes, *leaves)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
         first = torch.autograd.grad(outputs, wanted, cotangent, retain_graph=True)
         again = torch.autograd.grad((outputs**2).mean(), wanted, create_graph=True)
         second = torch.autograd.grad(sum((part**2).sum() for part in again), wanted)

@@ -94,11 +94,11 @@ def test_the_one_node_of_the_loss_is_the_textbook(members):
     rewards = (3.0 * torch.randn(members, 8, 2, 5, generator=source, dtype=torch.float64)).requires_grad_()
     alive = torch.rand(8, 2, 5, generator=source) > 0.3
     outcome = torch.tensor([0.0, 1.0, 0.5, torch.nan, 1.0, 0.0, 0.3, torch.nan], dtype=torch.float64)
-    weight = torch.randn(members, 8, generator=source, dtype=torch.float64)
+    weight = torch.randn(8, generator=source, dtype=torch.float64)
 
     def plain(rewards, alive, outcome):
         returns = (rewards * alive).sum(-1)
-        return cross_entropy(returns[..., 0] - returns[..., 1], outcome)
+        return cross_entropy(returns[..., 0] - returns[..., 1], outcome).mean(0)
 
     found = []
     for loss in (pair_loss, plain):

@@ -249,7 +249,7 @@ def test_pixels_are_divided_once() -> None:
     """Divided twice, as in the released code, all frames look black; frames that somebody has divided before are refused."""
     reward, x, _ = looked("cnn")
     white = torch.full((1, *SMALL["observation_shape"]), 255, dtype=torch.uint8)
-    inside = reward._outputs(x, torch.ones(1, *SMALL["observation_shape"])).squeeze(0)
+    inside = reward._outputs(x, torch.ones(1, *SMALL["observation_shape"]), reward.action_count).squeeze(0)
     assert isinstance(reward, AllActionsReward)
     torch.testing.assert_close(reward.all_actions(x, white), inside)
     with pytest.raises(InvalidProblem, match="uint8"):

@@ -156,10 +156,10 @@ def test_only_the_gradient_of_l_is_in_training_mode() -> None:
             """In it."""
             return self._with(trains=True)
 
-        def along(self, x, states, actions):  # type: ignore[no-untyped-def]
+        def along_each(self, x, states, actions):  # type: ignore[no-untyped-def]
             """r_x, and a note."""
             seen.append(self.trains)
-            return super().along(x, states, actions)
+            return super().along_each(x, states, actions)
 
     env, _ = make()
     env.problem = replace(env.problem, reward=Spy.for_world(env.problem.world, hidden=(6,)))

@@ -79,7 +79,8 @@ def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor,
     """The gradients of Σ function(*inputs) in each input, by one backward pass; zero where an input is not used."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        total = function(*leaves).sum()
+        total = function(*leaves)
+        total = total if total.ndim == 0 else total.sum()
         if not total.requires_grad:
             return tuple(torch.zeros_like(leaf) for leaf in leaves)
         found: tuple[Tensor | None, ...] = torch.autograd.grad(total, leaves, allow_unused=True)

@@ -254,7 +254,7 @@ class PreferenceObjective(EnumeratedPreference):
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """l of each pair, differentiable in x, 0 where the query was skipped; of an ensemble the mean over its members' own: [M]."""
-        return pair_loss(self._rewards(problem, x, fragments), fragments.alive, fragments.outcome).mean(0)
+        return pair_loss(self._rewards(problem, x, fragments), fragments.alive, fragments.outcome)
 
     def logits(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """Σ_h r(d_1) − Σ_h r(d_2) of each of K members, one where r_x is no ensemble: [K, M]."""
@@ -283,7 +283,7 @@ class PreferenceObjective(EnumeratedPreference):
     def _rewards(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """r of each step by each of K members: [K, M, 2, H]."""
         reward: Any = problem.reward
-        if getattr(reward, "members", 1) == 1:
+        if not hasattr(reward, "along_each"):
             return rewards_of(reward, x, fragments).unsqueeze(0)
         rewards: Tensor = reward.along_each(x, fragments.states, fragments.actions)
         return rewards

@@ -159,9 +159,9 @@ def cross_entropy(logit: Tensor, outcome: Tensor) -> Tensor:
         logit: z, the learned returns' difference.
         outcome: y in {0, ½, 1}, or a probability.
     """
-    preferred = outcome.nan_to_num()
-    loss = preferred * functional.softplus(-logit) + (1.0 - preferred) * functional.softplus(logit)  # no cancellation at either end
-    return torch.where(outcome.isnan(), torch.zeros_like(loss), loss)
+    preferred = outcome.nan_to_num().to(logit.dtype)
+    loss = torch.lerp(functional.softplus(logit), functional.softplus(-logit), preferred)  # no cancellation at either end
+    return torch.where(outcome.isnan(), 0.0, loss)
 
 
 def pair_loss(rewards: Tensor, alive: Tensor, outcome: Tensor) -> Tensor:
@@ -170,12 +170,12 @@ def pair_loss(rewards: Tensor, alive: Tensor, outcome: Tensor) -> Tensor:
     ∂l/∂r_h = ±(σ(z) − y) is short, where the softplus form is a dozen nodes that cost more than a small network.
 
     Args:
-        rewards: [..., M, 2, H] r of each step.
+        rewards: [K, M, 2, H] r of each step by each of K members.
         alive: [M, 2, H] the steps that count.
         outcome: [M] y, NaN where the query was skipped.
 
     Returns:
-        [..., M].
+        [M], the mean over the members.
     """
     loss: Tensor = _PairLoss.apply(rewards, alive, outcome)  # type: ignore[no-untyped-call]
     return loss
@@ -186,14 +186,14 @@ class _PairLoss(Function):
     def forward(ctx: Any, rewards: Tensor, alive: Tensor, outcome: Tensor) -> Tensor:
         logit = _logit(rewards, alive)
         ctx.save_for_backward(rewards, alive, outcome, logit)
-        return cross_entropy(logit, outcome)
+        return cross_entropy(logit, outcome).mean(0)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
         rewards, alive, outcome, logit = ctx.saved_tensors
         if torch.is_grad_enabled():  # the derivative will be differentiated again, through z as a function of the rewards
             logit = _logit(rewards, alive)
-        slope = cotangent * torch.where(outcome.isnan(), 0.0, torch.sigmoid(logit) - outcome)
+        slope = torch.where(outcome.isnan(), 0.0, torch.sigmoid(logit) - outcome) * (cotangent / len(rewards))
         return torch.stack([slope, -slope], -1).unsqueeze(-1) * alive, None, None
 
 

@@ -13,6 +13,9 @@ __all__ = ["AllActionsReward"]
 class AllActionsReward(NetworkReward):
     """r_x(s, ·) = scale · tanh(network_x(s)), one output an action: one forward pass gives r_x for all actions, and E_π r for nothing more."""
 
+    action_count: int
+    """A."""
+
     def all_actions(self, x: Tensor, states: Tensor) -> Tensor:
         """r_x(s, ·), the mean over the members, differentiable in x, by one batched forward pass.
 
@@ -39,7 +42,7 @@ class AllActionsReward(NetworkReward):
 
     def _scores(self, x: Tensor, states: Tensor) -> Tensor:
         """Each member's r(s, ·): [K, ..., A], or [B, K, ..., A]."""
-        return self._outputs(x, self._observed(x, states))
+        return self._outputs(x, self._observed(x, states), self.action_count)
 
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         return self._observed(x, states)

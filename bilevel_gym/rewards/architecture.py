@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from math import prod
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -33,7 +34,7 @@ def fan_in(shape: tuple[int, ...], inputs: int) -> Parameter:
 
 
 class Network(ABC):
-    """An architecture: what a list of parameters computes. It holds no parameters, and statistics only if it normalizes by them."""
+    """An architecture: a function of its flat parameter vector. It holds no parameters, and statistics only if it normalizes by them."""
 
     statistics: Tensor | None = None
     """What it has measured of its inputs, constant in the gradient; None where it needs nothing of the kind."""
@@ -56,12 +57,22 @@ class Network(ABC):
     def parameters(self) -> list[Parameter]:
         """In the order in which they lie in the flat vector."""
 
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of ``parameters``."""
+        return [shape for shape, _, _ in self.parameters]
+
+    @cached_property
+    def size(self) -> int:
+        """P, all numbers of ``parameters``."""
+        return sum(map(prod, self.shapes))
+
     @abstractmethod
-    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    def __call__(self, flat: Tensor, inputs: Tensor) -> Tensor:
         """One network on [n, *input], or B networks on [B or 1, n, *input].
 
         Args:
-            parameters: as ``self.parameters``, each with a leading axis B for a population.
+            flat: [P] the parameters in turn, each row by row, or [B, P] for a population.
             inputs: the axis B is 1 where all members see the same.
 
         Returns:
@@ -72,7 +83,7 @@ class Network(ABC):
         """The same network as ∇l sees it, with dropout drawn from the generator and statistics of the batch, if it has these."""
         return self
 
-    def measured(self, parameters: Sequence[Tensor], inputs: Tensor) -> Self:
+    def measured(self, flat: Tensor, inputs: Tensor) -> Self:
         """The same network with the statistics that these parameters have on these inputs."""
         return self
 
@@ -112,6 +123,6 @@ class Perceptron(Network):
         """Weight [out, in] and bias [out] in turn."""
         return [fan_in(shape, inputs) for inputs, outputs in pairwise(self.sizes) for shape in ((outputs, inputs), (outputs,))]
 
-    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    def __call__(self, flat: Tensor, inputs: Tensor) -> Tensor:
         """[n, in] → [n, out]; for a population [B or 1, n, in] → [B, n, out]. Cost: a product a layer."""
-        return leaky_perceptron(self.slope, inputs, parameters)
+        return leaky_perceptron(self.slope, self.shapes, inputs, flat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import ClassVar, NamedTuple, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.numerics import split_flat
 from bilevel_gym.rewards.architecture import Network, Parameter, Perceptron, fan_in
 
 __all__ = ["LAYERS", "BatchNormalized", "Convolution", "Convolutions"]
@@ -65,7 +67,7 @@ class Convolutions(Network):
             raise InvalidProblem(
                 f"frames of {self.shape[1]}×{self.shape[2]} are too small for the filters {self.layers}: take fewer or smaller ones"
             )
-        self._head  # noqa: B018  # refuses what is not positive
+        self.head  # noqa: B018  # refuses what is not positive
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -80,28 +82,38 @@ class Convolutions(Network):
         for channels, size, _ in self.layers:
             found += [fan_in(shape, inputs * size**2) for shape in ((channels, inputs, size, size), (channels,))]
             inputs = channels
-        return found + self._head.parameters
+        return found + self.head.parameters
 
-    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    @cached_property
+    def head(self) -> Perceptron:
+        """The perceptron behind the last convolution."""
+        return Perceptron((self.layers[-1].channels * prod(self._pictures[-1]), self.hidden, self.outputs), self.slope)
+
+    def __call__(self, flat: Tensor, inputs: Tensor) -> Tensor:
         """[n, *shape] → [n, out]; for a population [B or 1, n, *shape] → [B, n, out], as grouped convolutions."""
-        return self.run(parameters, inputs, lambda _, units: functional.leaky_relu(units, self.slope))
+        return self.run(*_split_head(self, self.head, flat), inputs, lambda _, units: functional.leaky_relu(units, self.slope))
 
-    def run(self, parameters: Sequence[Tensor], inputs: Tensor, activation: Activation) -> Tensor:
-        """The same with something else after each convolution; a population's channels lie side by side there, [n, B·channels, …]."""
-        population = parameters[0].ndim > 4
-        members = len(parameters[0]) if population else 1
+    def run(self, parts: Sequence[Tensor], head: Tensor, inputs: Tensor, activation: Activation) -> Tensor:
+        """The same with something else after each convolution; a population's channels lie side by side there, [n, B·channels, …].
+
+        Args:
+            parts: filters and biases in turn.
+            head: [P'] the perceptron's flat vector, or [B, P'].
+            inputs: as for the network.
+            activation: what comes after each convolution.
+        """
+        population = head.ndim > 1
+        members = len(head) if population else 1
         units, groups = inputs, 1
         if population:
             shared = len(inputs) == 1
             units, groups = (inputs[0], 1) if shared else (inputs.transpose(0, 1).flatten(1, 2), members)
-        count = 2 * len(self.layers)
         for number, layer in enumerate(self.layers):
-            filters, bias = parameters[2 * number : 2 * number + 2]
-            filters = filters.flatten(0, -4)
-            units = activation(number, functional.conv2d(units, filters, bias.flatten(), layer.stride, groups=groups))
+            filters, bias = parts[2 * number : 2 * number + 2]
+            units = activation(number, functional.conv2d(units, filters.flatten(0, -4), bias.flatten(), layer.stride, groups=groups))
             groups = members
-        flat = units.unflatten(1, (members, -1)).flatten(2)
-        return self._head(parameters[count:], flat.transpose(0, 1) if population else flat.squeeze(1))
+        seen = units.unflatten(1, (members, -1)).flatten(2)
+        return self.head(head, seen.transpose(0, 1) if population else seen.squeeze(1))
 
     @property
     def _pictures(self) -> list[tuple[int, int]]:
@@ -111,10 +123,6 @@ class Convolutions(Network):
             height, width = found[-1]
             found.append(((height - size) // stride + 1, (width - size) // stride + 1))
         return found
-
-    @property
-    def _head(self) -> Perceptron:
-        return Perceptron((self.layers[-1].channels * prod(self._pictures[-1]), self.hidden, self.outputs), self.slope)
 
 
 @dataclass(frozen=True)
@@ -170,27 +178,27 @@ class BatchNormalized(Network):
             found += [*plain[2 * number : 2 * number + 2], Parameter((channels,), 1.0, 0.0), Parameter((channels,), 0.0, 0.0)]
         return found + plain[2 * len(self.convolutions.layers) :]
 
-    def __call__(self, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    def __call__(self, flat: Tensor, inputs: Tensor) -> Tensor:
         """[n, *shape] → [n, out]; for a population [B or 1, n, *shape] → [B, n, out]."""
         if self.generator is not None:
-            return self._normalize_by_batch(parameters, inputs, self.dropout)[0]
-        return self.convolutions(self._folded(parameters), inputs)
+            return self._normalize_by_batch(flat, inputs, self.dropout)[0]
+        return self.convolutions.run(*self._folded(flat), inputs, lambda _, units: functional.leaky_relu(units, self.convolutions.slope))
 
     def training(self, generator: torch.Generator) -> BatchNormalized:
         """Normalized by the batch, with dropout."""
         return replace(self, generator=generator)
 
-    def measured(self, parameters: Sequence[Tensor], inputs: Tensor) -> Self:
+    def measured(self, flat: Tensor, inputs: Tensor) -> Self:
         """Normalized by what these parameters make of these inputs, each layer behind the ones before it normalized likewise."""
-        return replace(self, statistics=self._normalize_by_batch(parameters, inputs, 0.0)[1])
+        return replace(self, statistics=self._normalize_by_batch(flat, inputs, 0.0)[1])
 
     def with_statistics(self, statistics: Tensor | None) -> Self:
         """Normalized by given means and variances."""
         return replace(self, statistics=statistics)
 
-    def _normalize_by_batch(self, parameters: Sequence[Tensor], inputs: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    def _normalize_by_batch(self, flat: Tensor, inputs: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """Outputs, and the statistics [2, C] or [2, B, C] that they were normalized by."""
-        plain, gains, shifts = self._split(parameters)
+        plain, gains, shifts, head = self._split(flat)
         seen: list[Tensor] = []
 
         def activation(number: int, units: Tensor) -> Tensor:
@@ -201,7 +209,7 @@ class BatchNormalized(Network):
             units = functional.leaky_relu(torch.addcmul(shift[:, None, None], units, gain[:, None, None]), self.convolutions.slope)
             return units * self._kept(units, dropout) if dropout else units
 
-        outputs = self.convolutions.run(plain, inputs, activation)
+        outputs = self.convolutions.run(plain, head, inputs, activation)
         return outputs, torch.cat(seen, -1).detach()
 
     def _kept(self, units: Tensor, dropout: float) -> Tensor:
@@ -210,16 +218,16 @@ class BatchNormalized(Network):
         drawn = torch.rand(units.shape, generator=self.generator, device=self.generator.device).to(units.device)
         return (drawn >= dropout).to(units.dtype) / (1.0 - dropout)
 
-    def _folded(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Filters and biases that include the normalization, for ``convolutions``."""
-        plain, gains, shifts = self._split(parameters)
+    def _folded(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Filters and biases that include the normalization, and the perceptron's vector, for ``convolutions``."""
+        plain, gains, shifts, head = self._split(flat)
         means, variances = self._as_many(torch.cat(gains, -1))
         widths = [layer.channels for layer in self.convolutions.layers]
         for number, (mean, variance) in enumerate(zip(means.split(widths, -1), variances.split(widths, -1), strict=True)):
             gain = gains[number] * torch.rsqrt(variance + EPSILON)
             plain[2 * number] = plain[2 * number] * gain[..., None, None, None]
             plain[2 * number + 1] = (plain[2 * number + 1] - mean) * gain + shifts[number]
-        return plain
+        return plain, head
 
     def _as_many(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances, those of an ensemble for each of a population of ensembles: two that broadcast with [B·K, C]."""
@@ -231,8 +239,14 @@ class BatchNormalized(Network):
         copies = len(like) // len(means)
         return means.repeat(copies, 1), variances.repeat(copies, 1)
 
-    def _split(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """What ``convolutions`` takes, the gains, and the shifts."""
-        end = 4 * len(self.convolutions.layers)
-        plain = [part for number in range(0, end, 4) for part in parameters[number : number + 2]]
-        return plain + list(parameters[end:]), list(parameters[2:end:4]), list(parameters[3:end:4])
+    def _split(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Filters and biases in turn, the gains, the shifts, and the perceptron's vector."""
+        parts, head = _split_head(self, self.convolutions.head, flat)
+        plain = [part for number in range(0, len(parts), 4) for part in parts[number : number + 2]]
+        return plain, parts[2::4], parts[3::4], head
+
+
+def _split_head(network: Network, head: Perceptron, flat: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The parameters of a network's convolutions, and the flat vector of the perceptron behind them: views of [..., P]."""
+    front, back = flat.split([network.size - head.size, head.size], -1)
+    return split_flat(front, network.shapes[: -len(head.shapes)]), back

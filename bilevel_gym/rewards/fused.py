@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from bilevel_gym.numerics import split_flat
+
 __all__ = ["affine", "leaky_perceptron", "plain_perceptron"]
 
 WORTH_IT = 2**20
@@ -19,7 +21,7 @@ LARGE = 2**24
 """The same for a product over the rows, which it has to turn round first."""
 
 
-def leaky_perceptron(slope: float, inputs: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def leaky_perceptron(slope: float, shapes: Sequence[tuple[int, ...]], inputs: Tensor, flat: Tensor) -> Tensor:
     """Affine layers with leaky ReLUs between them, for one network or for a population of them side by side.
 
     One network in float32 on a CPU is one node of the graph, which can be differentiated twice, the second time at the plain price.
@@ -28,20 +30,21 @@ def leaky_perceptron(slope: float, inputs: Tensor, parameters: Sequence[Tensor])
 
     Args:
         slope: of the leaky ReLU, 0 or more.
+        shapes: weight [out, in] and bias [out] in turn.
         inputs: [n, in], or [B or 1, n, in].
-        parameters: weight [out, in] and bias [out] in turn, each with a leading axis B for a population.
+        flat: [P] weights row by row and biases in turn, or [B, P] for a population.
 
     Returns:
         [n, out], or [B, n, out].
     """
-    if not _fits(parameters[0]):
-        return plain_perceptron(slope, inputs, parameters)
-    outputs: Tensor = _Fused.apply(slope, inputs, *parameters)  # type: ignore[no-untyped-call]
+    network = _Fused.apply if _fits(flat) else plain_perceptron
+    outputs: Tensor = network(slope, shapes, inputs, flat)
     return outputs
 
 
-def plain_perceptron(slope: float, inputs: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def plain_perceptron(slope: float, shapes: Sequence[tuple[int, ...]], inputs: Tensor, flat: Tensor) -> Tensor:
     """The same by torch's own operations."""
+    parameters = split_flat(flat, shapes)
     units = affine(inputs, *parameters[:2])
     for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
         units = affine(functional.leaky_relu(units, slope), weight, bias)
@@ -55,12 +58,12 @@ def affine(units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(-2), units.expand(len(weight), -1, -1), weight.mT)
 
 
-def _fits(weight: Tensor) -> bool:
-    """Whether ``_Fused`` takes a network with this first weight: one alone, in float32 on a CPU, outside of autocast."""
+def _fits(flat: Tensor) -> bool:
+    """Whether ``_Fused`` takes a network with these parameters: one alone, in float32 on a CPU, outside of autocast."""
     return (
-        weight.ndim == 2
-        and weight.dtype == torch.float32
-        and weight.device.type == "cpu"
+        flat.ndim == 1
+        and flat.dtype == torch.float32
+        and flat.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -69,42 +72,46 @@ def _fits(weight: Tensor) -> bool:
 
 class _Fused(Function):
     @staticmethod
-    def forward(ctx: Any, slope: float, inputs: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, slope: float, shapes: Sequence[tuple[int, ...]], inputs: Tensor, flat: Tensor) -> Tensor:
+        parameters = split_flat(flat, shapes)
         units = [inputs]
-        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-            if len(units) > 1:
-                functional.leaky_relu_(units[-1], slope)
-            units.append(_product(units[-1], weight, bias))
-        ctx.slope = slope
-        ctx.save_for_backward(*units[:-1], *parameters)
-        return units[-1]
+        for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+            units.append(_product(units[-1], weight, bias, slope))
+        weight, bias = parameters[-2:]
+        ctx.slope, ctx.shapes = slope, shapes
+        ctx.save_for_backward(flat, *units)
+        return _product(units[-1], weight, bias)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        layers = len(tensors) // 3
-        units, parameters = tensors[:layers], tensors[layers:]
+        flat, *units = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # the derivative will be differentiated again
-            leaves = [leaf for leaf, want in zip((units[0], *parameters), wanted, strict=True) if want]
-            outputs = plain_perceptron(ctx.slope, units[0], parameters)
+            leaves = [leaf for leaf, want in zip((units[0], flat), wanted, strict=True) if want]
+            outputs = plain_perceptron(ctx.slope, ctx.shapes, units[0], flat)
             found = iter(torch.autograd.grad(outputs, leaves, cotangent, create_graph=True))
-            return (None, *(next(found) if want else None for want in wanted))
-        gradients: list[Tensor] = []
-        for layer in reversed(range(layers)):
-            gradients[:0] = [_over_rows(cotangent, units[layer]), cotangent.sum(0)]
+            return (None, None, *(next(found) if want else None for want in wanted))
+        gradient = torch.empty_like(flat)
+        weights, slots = split_flat(flat, ctx.shapes)[::2], split_flat(gradient, ctx.shapes)
+        for layer in reversed(range(len(units))):
+            if wanted[1]:
+                slots[2 * layer].copy_(_over_rows(cotangent, units[layer]))
+                torch.sum(cotangent, 0, out=slots[2 * layer + 1])
             if layer or wanted[0]:
-                cotangent = _product(cotangent, parameters[2 * layer].mT, None)
+                cotangent = _product(cotangent, weights[layer].mT, None)
             if layer:
                 # In place: it is the product of the line above, and nobody else's.
                 torch.ops.aten.leaky_relu_backward.grad_input(cotangent, units[layer], ctx.slope, True, grad_input=cotangent)
-        return (None, cotangent if wanted[0] else None, *gradients)
+        return (None, None, cotangent if wanted[0] else None, gradient if wanted[1] else None)
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Wu + b for each row u: [n, in], [out, in], [out] → [n, out]."""
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None = None) -> Tensor:
+    """Wu + b for each row u, or its leaky ReLU where there is a slope: [n, in], [out, in], [out] → [n, out]."""
     if rows.shape[0] * weight.numel() < WORTH_IT:
-        return functional.linear(rows, weight, bias)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        small = functional.linear(rows, weight, bias)
+        return small if slope is None else functional.leaky_relu_(small, slope)
+    after: tuple[str, list[float]] = ("none", []) if slope is None else ("leaky_relu", [slope])
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *after, "")
     return product
 
 

@@ -110,7 +110,7 @@ class MLPReward(NetworkReward):
 
     def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """Each member's r at state-action pairs: states [..., observation] and actions [..., action] → [K, ...]."""
-        return self._outputs(x, self._inputs(x, states, actions)).squeeze(-1)
+        return self._outputs(x, self._inputs(x, states, actions))
 
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         scaled = torch.addcmul(self._offset, actions, self._slope)

@@ -99,9 +99,7 @@ class NetworkReward(ABC):
         self.scale, self.squash, self.bound, self.precision = float(scale), squash, float(bound), precision
         self.dtype = torch.float32
         self.device = torch.device(device)
-        self._shapes = [parameter.shape for parameter in network.parameters]
-        self._size = sum(map(prod, self._shapes))
-        self.dimension = members * self._size
+        self.dimension = members * network.size
         self.buffers = self._unmeasured()
 
     # ------------------------------------------------------------------------------------------ x
@@ -124,9 +122,8 @@ class NetworkReward(ABC):
         Raises:
             InvalidProblem: x is neither [D] nor [B, D].
         """
-        if x.ndim not in (1, 2) or x.shape[-1] != self.dimension:
-            raise InvalidProblem(f"x has shape {tuple(x.shape)}: it must be [{self.dimension}], or [B, {self.dimension}] for a population")
-        return split_flat(x if self.members == 1 else x.unflatten(-1, (self.members, self._size)), self._shapes)
+        self._check(x)
+        return split_flat(x if self.members == 1 else x.unflatten(-1, (self.members, -1)), self.network.shapes)
 
     # ------------------------------------------------------------------------------------------ r_x
 
@@ -209,7 +206,7 @@ class NetworkReward(ABC):
             return self
         kept = slice(None, None, ceil(steps / MEASURED))
         model, pairs = self, (fragments.states[fragments.alive][kept], fragments.actions[fragments.alive][kept])
-        network = self.network.measured(self._flat(x)[0], self._rows(x, self._inputs(x, *pairs))[0])
+        network = self.network.measured(self._flat(x), self._rows(x, self._inputs(x, *pairs))[0])
         if network is not self.network:
             model = self.with_buffers(replace(self.buffers, channels=network.statistics))
         unmeasured = self._unmeasured().rewards
@@ -221,6 +218,10 @@ class NetworkReward(ABC):
 
     # ------------------------------------------------------------------------------------------ parts
 
+    def _check(self, x: Tensor) -> None:
+        if x.ndim not in (1, 2) or x.shape[-1] != self.dimension:
+            raise InvalidProblem(f"x has shape {tuple(x.shape)}: it must be [{self.dimension}], or [B, {self.dimension}] for a population")
+
     @abstractmethod
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """What the network reads of state-action pairs: [..., *input]."""
@@ -231,26 +232,23 @@ class NetworkReward(ABC):
         known = self.buffers.observations
         return observed if known is None else known.standardized(observed).clamp(-FARTHEST, FARTHEST).to(x.dtype)
 
-    def _outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
-        """Each member's bounded outputs, by one forward pass: [..., *input] → [K, ..., out], with x [B, D] [B or 1, ...] → [B, K, ...]."""
-        parameters, batch = self._flat(x)
+    def _outputs(self, x: Tensor, inputs: Tensor, *tail: int) -> Tensor:
+        """Each member's bounded outputs of shape ``tail``, by one forward pass: [..., *input] → [K, ..., *tail], with x [B, D] [B, K, ...]."""
         rows, rest = self._rows(x, inputs)
         with nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision):
-            outputs = self.network(parameters, rows)
-        outputs = outputs.to(x.dtype).view(*batch, self.members, *rest, outputs.shape[-1])
+            outputs = self.network(self._flat(x), rows)
+        outputs = outputs.to(x.dtype).view(*x.shape[:-1], self.members, *rest, *tail)
         bounded = torch.tanh(outputs) if self.squash == "tanh" else outputs.clamp(-1.0, 1.0)
         known = self.buffers.rewards
         if known is not None:
-            axes = (self.members, *(1 for _ in rest), 1)
+            axes = (self.members, *(1 for _ in (*rest, *tail)))
             bounded = replace(known, mean=known.mean.view(axes), variance=known.variance.view(axes)).standardized(bounded)
         return bounded if self.scale == 1.0 else self.scale * bounded
 
-    def _flat(self, x: Tensor) -> tuple[list[Tensor], torch.Size]:
-        """The parameters with at most one leading axis, of all members of all x's, and the leading axes of x."""
-        batch, parameters = x.shape[:-1], self.parameters(x)
-        if batch and self.members > 1:
-            parameters = [part.flatten(0, 1) for part in parameters]
-        return parameters, batch
+    def _flat(self, x: Tensor) -> Tensor:
+        """x as the network takes it, with at most one leading axis, of all members of all x's: [P], or [B·K, P]."""
+        self._check(x)
+        return x if self.members == 1 else x.reshape(-1, self.network.size)
 
     def _rows(self, x: Tensor, inputs: Tensor) -> tuple[Tensor, torch.Size]:
         """Inputs as the network takes them, [n, *input] or [B·K or 1, n, *input], and the axes that n is made of."""

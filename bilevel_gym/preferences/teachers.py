@@ -198,5 +198,5 @@ class _PairLoss(Function):
 
 
 def _logit(rewards: Tensor, alive: Tensor) -> Tensor:
-    first, second = (rewards * alive).sum(-1).unbind(-1)
+    first, second = torch.where(alive, rewards, 0.0).sum(-1).unbind(-1)
     return first - second

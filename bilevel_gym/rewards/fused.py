@@ -107,6 +107,8 @@ class _Fused(Function):
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None = None) -> Tensor:
     """Wu + b for each row u, or its leaky ReLU where there is a slope: [n, in], [out, in], [out] → [n, out]."""
+    if rows.shape[1] == 1 and bias is None:
+        return rows * weight.mT
     if rows.shape[0] * weight.numel() < WORTH_IT:
         small = functional.linear(rows, weight, bias)
         return small if slope is None else functional.leaky_relu_(small, slope)

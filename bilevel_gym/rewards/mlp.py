@@ -98,6 +98,7 @@ class MLPReward(NetworkReward):
             raise InvalidProblem(f"action_low {tuple(low.shape)} and action_high {tuple(high.shape)} must be [{action_size}], low < high")
         low, high = (edge.to(device=self.device, dtype=self.dtype) for edge in (low, high))
         self._slope, self._offset = 2.0 / (high - low), -(low + high) / (high - low)
+        self._moves = bool((self._slope != 1.0).any() | (self._offset != 0.0).any())
 
     @classmethod
     def for_world(
@@ -113,7 +114,7 @@ class MLPReward(NetworkReward):
         return self._outputs(x, self._inputs(x, states, actions))
 
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        scaled = torch.addcmul(self._offset, actions, self._slope)
+        scaled = torch.addcmul(self._offset, actions, self._slope) if self._moves else actions
         return torch.cat([self._observed(x, states), scaled.to(x.dtype)], -1)
 
     def _observation_shape(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def _fits(flat: Tensor) -> bool:
     """Whether ``_Fused`` takes a network with these parameters: one alone, in float32 on a CPU, outside of autocast."""
     return (
         flat.ndim == 1
+        and flat.is_contiguous()
         and flat.dtype == torch.float32
         and flat.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
@@ -73,36 +75,44 @@ def _fits(flat: Tensor) -> bool:
 class _Fused(Function):
     @staticmethod
     def forward(ctx: Any, slope: float, shapes: Sequence[tuple[int, ...]], inputs: Tensor, flat: Tensor) -> Tensor:
-        parameters = split_flat(flat, shapes)
+        parameters = _views(flat, shapes)
+        weights, biases = parameters[::2], parameters[1::2]
         units = [inputs]
-        for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             units.append(_product(units[-1], weight, bias, slope))
-        weight, bias = parameters[-2:]
         ctx.slope, ctx.shapes = slope, shapes
-        ctx.save_for_backward(flat, *units)
-        return _product(units[-1], weight, bias)
+        ctx.save_for_backward(flat, *weights, *units)
+        return _product(units[-1], weights[-1], biases[-1])
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        flat, *units = ctx.saved_tensors
+        flat, *saved = ctx.saved_tensors
+        weights, units = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # the derivative will be differentiated again
             leaves = [leaf for leaf, want in zip((units[0], flat), wanted, strict=True) if want]
             outputs = plain_perceptron(ctx.slope, ctx.shapes, units[0], flat)
             found = iter(torch.autograd.grad(outputs, leaves, cotangent, create_graph=True))
             return (None, None, *(next(found) if want else None for want in wanted))
-        gradient = torch.empty_like(flat)
-        weights, slots = split_flat(flat, ctx.shapes)[::2], split_flat(gradient, ctx.shapes)
+        gradients: list[Tensor] = []
         for layer in reversed(range(len(units))):
             if wanted[1]:
-                slots[2 * layer].copy_(_over_rows(cotangent, units[layer]))
-                torch.sum(cotangent, 0, out=slots[2 * layer + 1])
+                gradients[:0] = [_over_rows(cotangent, units[layer]).flatten(), cotangent.sum(0)]
             if layer or wanted[0]:
                 cotangent = _product(cotangent, weights[layer].mT, None)
             if layer:
                 # In place: it is the product of the line above, and nobody else's.
                 torch.ops.aten.leaky_relu_backward.grad_input(cotangent, units[layer], ctx.slope, True, grad_input=cotangent)
-        return (None, None, cotangent if wanted[0] else None, gradient if wanted[1] else None)
+        return (None, None, cotangent if wanted[0] else None, torch.cat(gradients) if wanted[1] else None)
+
+
+def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """``split_flat`` of a vector where nothing is differentiated, in half of its time."""
+    found, start = [], flat.storage_offset()
+    for shape in shapes:
+        found.append(flat.as_strided(shape, (shape[-1], 1)[-len(shape) :], start))
+        start += prod(shape)
+    return found
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, slope: float | None = None) -> Tensor:

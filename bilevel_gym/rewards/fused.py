@@ -96,13 +96,14 @@ class _Fused(Function):
             return (None, None, *(next(found) if want else None for want in wanted))
         gradients: list[Tensor] = []
         for layer in reversed(range(len(units))):
-            if wanted[1]:
-                gradients[:0] = [_over_rows(cotangent, units[layer]).flatten(), cotangent.sum(0)]
+            above = cotangent
             if layer or wanted[0]:
                 cotangent = _product(cotangent, weights[layer].mT, None)
             if layer:
                 # In place: it is the product of the line above, and nobody else's.
                 torch.ops.aten.leaky_relu_backward.grad_input(cotangent, units[layer], ctx.slope, True, grad_input=cotangent)
+            if wanted[1]:
+                gradients[:0] = [_over_rows(above, units[layer]).flatten(), above.sum(0)]
         return (None, None, cotangent if wanted[0] else None, torch.cat(gradients) if wanted[1] else None)
 
 

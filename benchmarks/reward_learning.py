@@ -30,6 +30,7 @@ from statistics import median
 
 import torch
 
+from bilevel_gym.agents.adam import Adam
 from bilevel_gym.numerics import gradients
 from bilevel_gym.objectives import PreferenceObjective
 from bilevel_gym.preferences import PreferenceBuffer
@@ -55,7 +56,7 @@ def ours(hidden: tuple[int, ...], batch: int, precision: torch.dtype | None) -> 
     objective = PreferenceObjective(length=LENGTH, pairs=1)
     problem = BilevelProblem(None, MLPReward(OBSERVATION, ACTION, hidden=hidden, precision=precision), Shannon(1.0), objective)  # type: ignore[arg-type]
     x = problem.reward.initial(source)
-    optimizer = torch.optim.AdamW([x], fused=True)
+    optimizer = Adam([x], lr=1e-3, weight_decay=1e-2)
 
     def update(drawn: Fragments) -> None:
         x.grad = gradients(lambda leaf: objective.loss(problem, leaf, drawn).mean(), x)[0]

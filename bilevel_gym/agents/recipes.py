@@ -7,8 +7,8 @@ from math import ceil
 from typing import Any, TypeVar
 
 import gymnasium as gym
-import torch
 
+from bilevel_gym.agents.adam import Adam
 from bilevel_gym.agents.ceiling import Ceiling
 from bilevel_gym.agents.cma_es import CMAES
 from bilevel_gym.agents.gradient_descent import GradientDescent
@@ -195,7 +195,7 @@ def pbrl(
         return HypergradientAgent(
             env,
             SampledPenalty(penalty=penalty, growth=growth, batch=batch, clip=clip),
-            partial(torch.optim.Adam, lr=_or(learning_rate, 3e-4)),
+            partial(Adam, lr=_or(learning_rate, 3e-4)),
             updates_per_step=_or(updates_per_step, 50),
             warmup_updates=_or(warmup_updates, 200),
         )
@@ -269,7 +269,7 @@ def sobirl(
     return HypergradientAgent(
         env,
         estimator,
-        partial(torch.optim.AdamW, lr=learning_rate, weight_decay=weight_decay),
+        partial(Adam, lr=learning_rate, weight_decay=weight_decay),
         updates_per_step=partial(_batches, batch or 1) if updates_per_step is None else updates_per_step,
         warmup_updates=warmup_updates,
     )

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_gym.solvers.architectures import architecture_for
-from bilevel_gym.solvers.discrete_actor_critic import DiscreteLabelled, DiscreteLearner
+from bilevel_gym.solvers.discrete_actor_critic import DiscreteLearner
+from bilevel_gym.solvers.finite_actions import DiscreteLabelled
 from bilevel_gym.solvers.frame_replay import FrameReplay
 from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
 

@@ -21,7 +21,8 @@ from bilevel_gym.rewards import DiscreteMLPReward, LinearReward
 from bilevel_gym.solvers import SAC, DiscreteSAC, SoftPolicyIteration
 from bilevel_gym.solvers.architectures import CNN, MLP, Architecture, architecture_for
 from bilevel_gym.solvers.convolutions import NATURE
-from bilevel_gym.solvers.discrete_actor_critic import DiscreteLabelled, DiscreteLearner
+from bilevel_gym.solvers.discrete_actor_critic import DiscreteLearner
+from bilevel_gym.solvers.finite_actions import DiscreteLabelled
 from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, Transition, UniformChoice, VectorWorld
@@ -173,7 +174,8 @@ def test_gradients_are_autograds(architecture: Architecture) -> None:
     for copy in range(2):
         torch.testing.assert_close(outputs[copy], module(architecture, flat, 2, copy)(batch.states.double()))
         single = torch.cat([part[copy].flatten() for part in passes.views(flat)])
-        torch.testing.assert_close(outputs[copy], architecture.outputs(single, batch.states))
+        torch.testing.assert_close(outputs[copy], architecture.outputs(single, batch.states)[0])
+        torch.testing.assert_close(outputs[copy], architecture.outputs(flat, batch.states, 2)[copy])
     passes.backward(passes.views(flat), cotangent, passes.views(gradient))
     for copy in range(2):
         plain = module(architecture, flat, 2, copy)

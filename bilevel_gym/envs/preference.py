@@ -31,7 +31,7 @@ def gym_preference(
     comparisons: str | None = None,
     experts: Sequence[str] = (),
     objective: Mapping[str, Any] | None = None,
-    solver: LowerSolver | None = None,
+    solver: LowerSolver | str | None = None,
     device: str = "cpu",
     render_mode: str | None = None,
 ) -> BilevelEnv:
@@ -75,7 +75,7 @@ def gym_preference(
         experts: names of Minari datasets, whose episodes half of the held-out set is cut from; see ``preferences.from_minari``.
         objective: sizes of the upper level that are not the preset's, such as ``{"length": 25, "pairs": 8}``: of ``length``, ``pairs``,
             ``initial_pairs``, ``capacity``, ``cut``, ``trajectories``, ``steps`` and ``held_out_pairs``; see ``objectives.PreferenceObjective``.
-        solver: another follower, in place of the preset's.
+        solver: another follower, in place of the preset's; ``"soft_q"`` is ``solvers.SoftQ`` in its sizes, for finitely many actions.
         device: where networks and replay live.
         render_mode: ``"rgb_array"`` (the follower at work) or ``"ansi"``.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bilevel_gym.arguments import check_names, checked, spec_of
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.preference_presets import FLAT, PIXELS, PreferenceOptions, Preset, choose, comparing
+from bilevel_gym.envs.solver_names import simulated_solver
 from bilevel_gym.errors import InvalidProblem, UnknownName
 from bilevel_gym.objectives import PreferenceObjective, SampledReturn
 from bilevel_gym.problem import BilevelProblem
@@ -46,7 +47,7 @@ def wrap_env(
     discount: float = 0.99,
     temperature: float | None = None,
     members: int = 1,
-    solver: LowerSolver | None = None,
+    solver: LowerSolver | str | None = None,
     device: str = "cpu",
     render_mode: str | None = None,
     **preferences: Unpack[PreferenceOptions],
@@ -79,7 +80,8 @@ def wrap_env(
         discount: γ of the follower.
         temperature: τ; None takes the preset's.
         members: networks in an ensemble, whose mean is r_x.
-        solver: another follower, in place of the preset's, such as ``solvers.from_sb3(PPO)``.
+        solver: another follower, in place of the preset's, such as ``solvers.from_sb3(PPO)``; or the name of one in the preset's sizes,
+            ``"soft_q"`` for ``solvers.SoftQ`` where actions are finitely many.
         device: where networks and replay live.
         render_mode: ``"rgb_array"`` (the follower at work) or ``"ansi"``.
         **preferences: ``rationality``, ``teacher``, ``query``, ``budget``, ``half_rate``, ``comparisons`` and ``experts``, as
@@ -114,7 +116,7 @@ def wrap_env(
     world = _settled(world, sizes)
     regularizer = Shannon(sizes.temperature if temperature is None else temperature)
     problem = BilevelProblem(world, _reward(reward, world, sizes, members), regularizer, sizes.objective)
-    follower = solver or _follower(world, sizes, copies)
+    follower = _follower(world, sizes, copies, solver) if solver is None or isinstance(solver, str) else solver
     problem = replace(problem, objective=_objective(objective, problem, sizes, preferences))
     return BilevelEnv(problem, follower, solve_on_reset=False, render_mode=render_mode)
 
@@ -192,6 +194,7 @@ def _objective(objective: Any, problem: BilevelProblem, sizes: Preset, preferenc
     return own
 
 
-def _follower(world: Any, sizes: Preset, copies: int | None) -> LowerSolver:
-    solver = sizes.follower(world)
-    return solver if copies is None else replace(solver, num_envs=copies)
+def _follower(world: Any, sizes: Preset, copies: int | None, name: str | None) -> LowerSolver:
+    own = sizes.follower(world)
+    own = own if copies is None else replace(own, num_envs=copies)
+    return own if name is None else simulated_solver(name, own)

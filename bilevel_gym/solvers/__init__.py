@@ -8,6 +8,7 @@ from bilevel_gym.solvers.policy_iteration import SoftPolicyIteration
 from bilevel_gym.solvers.riccati import Riccati
 from bilevel_gym.solvers.sac import SAC
 from bilevel_gym.solvers.sb3 import SB3Solver, from_sb3
+from bilevel_gym.solvers.soft_q import SoftQ
 from bilevel_gym.solvers.value_iteration import SoftValueIteration
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Riccati",
     "SB3Solver",
     "SoftPolicyIteration",
+    "SoftQ",
     "SoftValueIteration",
     "Stage",
     "TabularSolver",

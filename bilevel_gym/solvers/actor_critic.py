@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bilevel_gym.solvers.learner import ActorCritic, Learner, Rates, Setting
+from bilevel_gym.solvers.learner import ActorCritic, ActorLearner, Rates, Setting
 from bilevel_gym.solvers.networks import Perceptrons, gaussian, log_density
 
 __all__ = ["GaussianLearner", "Labelled"]
@@ -51,7 +51,7 @@ class _Drawn(NamedTuple):
         return log_density(self.drive, self.log_std, self.noise)
 
 
-class GaussianLearner(Learner[Labelled, tuple[_Drawn, _Drawn]]):
+class GaussianLearner(ActorLearner[Labelled, tuple[_Drawn, _Drawn]]):
     """The update with a tanh-squashed Gaussian; means over π are taken with one action each.
 
     Cost: 16 passes through a network, a third of them of the actor.

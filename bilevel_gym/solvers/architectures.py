@@ -53,8 +53,8 @@ class Architecture(Protocol):
         """Forward and backward passes for ``rows`` observations at a time, with buffers like ``like``."""
         ...
 
-    def outputs(self, flat: Tensor, observations: Tensor) -> Tensor:
-        """What one network says: [P], [n, *observation] → [n, out], a new tensor."""
+    def outputs(self, flat: Tensor, observations: Tensor, copies: int = 1) -> Tensor:
+        """What so many networks say: [P], [n, *observation] → [copies, n, out], a new tensor."""
         ...
 
 
@@ -84,9 +84,10 @@ class MLP:
         """See ``networks.Perceptrons``."""
         return Perceptrons(self.sizes, copies, rows, like)
 
-    def outputs(self, flat: Tensor, observations: Tensor) -> Tensor:
-        """[P], [n, observation] → [n, out]."""
-        return perceptron(split_flat(flat, layer_shapes(self.sizes)), self.inputs(observations, flat))
+    def outputs(self, flat: Tensor, observations: Tensor, copies: int = 1) -> Tensor:
+        """[P], [n, observation] → [copies, n, out]."""
+        parts, inputs = split_flat(flat, layer_shapes(self.sizes, copies)), self.inputs(observations, flat)
+        return torch.stack([perceptron([part[copy, None] for part in parts], inputs) for copy in range(copies)])
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,14 @@ class CNN:
         """See ``convolutions.Convolutions``."""
         return Convolutions(self.layers, self._shapes(copies), Perceptrons(self.head, copies, rows, like), like)
 
-    def outputs(self, flat: Tensor, observations: Tensor) -> Tensor:
-        """[P], [n, stack, height, width] → [n, out]."""
-        parts = [part[0] for part in split_flat(flat, self._shapes(1))]
-        count = 2 * len(self.layers)
-        features = convolve(self.layers, parts[:count], self.inputs(observations, flat))[-1]
-        return perceptron([part[None] for part in parts[count:]], features.permute(0, 2, 3, 1).flatten(1))
+    def outputs(self, flat: Tensor, observations: Tensor, copies: int = 1) -> Tensor:
+        """[P], [n, stack, height, width] → [copies, n, out]."""
+        parts, inputs, count = split_flat(flat, self._shapes(copies)), self.inputs(observations, flat), 2 * len(self.layers)
+        said = []
+        for copy in range(copies):
+            features = convolve(self.layers, [part[copy] for part in parts[:count]], inputs)[-1]
+            said.append(perceptron([part[copy, None] for part in parts[count:]], features.permute(0, 2, 3, 1).flatten(1)))
+        return torch.stack(said)
 
     def _shapes(self, copies: int) -> list[tuple[int, ...]]:
         channels = (self.shape[0], *(layer.channels for layer in self.layers))

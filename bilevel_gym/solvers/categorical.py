@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,9 +26,14 @@ class CategoricalPolicy:
     parameters: Tensor
     architecture: Architecture
 
-    def clone(self) -> CategoricalPolicy:
+    def clone(self) -> Self:
         """The same policy with parameters of its own."""
         return replace(self, parameters=self.parameters.clone())
+
+    def scores(self, observations: Tensor) -> Tensor:
+        """log π(·|s) up to a constant: [n, *observation] → [n, A]."""
+        with torch.no_grad():
+            return self.architecture.outputs(self.parameters, observations)[0]
 
     def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one action for each observation: [n, *observation] → [n] int64."""
@@ -35,16 +41,12 @@ class CategoricalPolicy:
 
     def mean(self, observations: Tensor) -> Tensor:
         """The most likely action: [n, *observation] → [n] int64."""
-        with torch.no_grad():
-            return self.architecture.outputs(self.parameters, observations).argmax(-1)
+        return self.scores(observations).argmax(-1)
 
     def probabilities(self, observations: Tensor) -> Tensor:
         """π(·|s): [n, *observation] → [n, A]."""
-        with torch.no_grad():
-            return torch.softmax(self.architecture.outputs(self.parameters, observations), -1)
+        return torch.softmax(self.scores(observations), -1)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """log π(a|s): [n, *observation], [n] int64 → [n]."""
-        with torch.no_grad():
-            scores = self.architecture.outputs(self.parameters, observations)
-            return torch.log_softmax(scores, -1).gather(-1, actions[:, None]).squeeze(-1)
+        return torch.log_softmax(self.scores(observations), -1).gather(-1, actions[:, None]).squeeze(-1)

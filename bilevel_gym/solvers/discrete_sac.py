@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.solvers.architectures import architecture_for
 from bilevel_gym.solvers.categorical import CategoricalPolicy
-from bilevel_gym.solvers.discrete_actor_critic import DiscreteLabelled, DiscreteLearner
-from bilevel_gym.solvers.frame_replay import FrameReplay
+from bilevel_gym.solvers.discrete_actor_critic import DiscreteLearner
+from bilevel_gym.solvers.finite_actions import FiniteActionSolver
 from bilevel_gym.solvers.learner import ActorCritic, Setting
-from bilevel_gym.solvers.off_policy import OffPolicySolver
-from bilevel_gym.solvers.replay import Batch, Replay, score
 
 __all__ = ["DiscreteSAC"]
 
 
 @dataclass(frozen=True)
-class DiscreteSAC(OffPolicySolver):
+class DiscreteSAC(FiniteActionSolver):
     """Soft actor-critic with two critics of all actions: means over π are sums, and the losses draw nothing.
 
     Flat observations are read by perceptrons. Stacks of pictures are read by the convolutions of Mnih et al. (Nature, 2015) with
@@ -35,8 +28,6 @@ class DiscreteSAC(OffPolicySolver):
     The others, and what is raised, are those of ``OffPolicySolver``.
     """
 
-    takes = ("action_count", "finitely many")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target_entropy is not None and not 0.0 < self.target_entropy < 1.0:
@@ -45,27 +36,13 @@ class DiscreteSAC(OffPolicySolver):
             )
 
     def _setting(self, problem: Any) -> Setting:
-        world = problem.world
-        network = architecture_for(world.observation_shape, self.hidden, world.action_count)
-        entropy = None if self.target_entropy is None else self.target_entropy * log(world.action_count)
-        return Setting(world.discount, problem.regularizer.temperature, network, network, entropy)
-
-    def _replay(self, problem: Any) -> Replay | FrameReplay:
-        shape, device, terms = problem.world.observation_shape, problem.reward.device, len(getattr(problem.world, "terms", ()))
-        if len(shape) == 1:
-            return Replay(shape[0], None, self.capacity, device, terms=terms)
-        return FrameReplay(shape[1:], shape[0], self.capacity, device, terms)
+        network = self._network(problem)
+        entropy = None if self.target_entropy is None else self.target_entropy * log(problem.world.action_count)
+        return Setting(problem.world.discount, problem.regularizer.temperature, network, network, entropy)
 
     def _learner(self, setting: Setting, networks: ActorCritic, updates: int) -> DiscreteLearner:
         return DiscreteLearner(networks, setting, self._rates(), batch_size=self.batch_size, updates=updates)
 
     def _policy(self, problem: Any, setting: Setting, networks: ActorCritic) -> CategoricalPolicy:
+        assert setting.actor is not None
         return CategoricalPolicy(networks.actor, setting.actor)
-
-    def _labeller(self, problem: Any, x: Tensor, generator: torch.Generator) -> Callable[[Batch], DiscreteLabelled]:
-        @torch.no_grad()
-        def label(batch: Batch) -> DiscreteLabelled:
-            rewards = score(problem.reward, x, batch)
-            return DiscreteLabelled(batch.states, batch.actions, batch.following, 1.0 - batch.terminated, rewards)
-
-        return label

@@ -200,7 +200,7 @@ class OffPolicySolver(ABC):
         )
 
     def _graphed(self, problem: Any, x: Tensor, learner: Learner[Any, Any], replay: Any, generator: torch.Generator) -> GraphedUpdates:
-        device = learner.networks.actor.device
+        device = learner.networks.critic.device
         if device.type != "cuda":
             raise UnsupportedProblem(f"graph_updates needs a reward on a CUDA device, and this one is on {device}; take graph_updates=0")
         return self._blocks(problem, x, learner, replay, torch.Generator(device=device).manual_seed(draw_seed(generator)))

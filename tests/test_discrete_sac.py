@@ -18,17 +18,18 @@ from bilevel_gym.numerics import draw_categorical
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon, Tsallis
 from bilevel_gym.rewards import DiscreteMLPReward, LinearReward
-from bilevel_gym.solvers import SAC, DiscreteSAC, SoftPolicyIteration
+from bilevel_gym.solvers import SAC, DiscreteSAC, SoftPolicyIteration, SoftQ
 from bilevel_gym.solvers.architectures import CNN, MLP, Architecture, architecture_for
 from bilevel_gym.solvers.convolutions import NATURE
 from bilevel_gym.solvers.discrete_actor_critic import DiscreteLearner
 from bilevel_gym.solvers.finite_actions import DiscreteLabelled
-from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
+from bilevel_gym.solvers.learner import ActorCritic, Learner, Rates, Setting
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, Transition, UniformChoice, VectorWorld
 from tests.known import Known
 
 SMALL = DiscreteSAC(steps=40, num_envs=2, learning_starts=20, batch_size=16, hidden=(8, 8), capacity=500)
+SMALL_Q = SoftQ(**{field.name: getattr(SMALL, field.name) for field in fields(SMALL)})
 PICTURES = CNN((4, 36, 44), (16,), 3)
 
 
@@ -340,8 +341,8 @@ def screens(temperature: float = 0.1) -> BilevelProblem:
 # ------------------------------------------------------------------------------------------------------------- the solve
 
 
-@pytest.mark.parametrize("target_entropy", [None, 0.7])
-def test_finds_the_soft_optimal_policy(target_entropy: float | None) -> None:
+@pytest.mark.parametrize(("kind", "target_entropy"), [(DiscreteSAC, None), (DiscreteSAC, 0.7), (SoftQ, None)])
+def test_finds_the_soft_optimal_policy(kind: type[DiscreteSAC | SoftQ], target_entropy: float | None) -> None:
     """Without it every part could be right and the whole learn another problem: the entropy's weight, an end, a time limit."""
     rng = np.random.default_rng(4)
     states, choices = 6, 3
@@ -354,7 +355,7 @@ def test_finds_the_soft_optimal_policy(target_entropy: float | None) -> None:
     entries = torch.as_tensor(rewards).float()  # of states, whose indicators are the observations, and actions
     known = Known(lambda states, actions: entries[states.argmax(-1), actions])
     problem = BilevelProblem(Dressed(table, 12), known, Shannon(temperature), None)  # type: ignore[arg-type]
-    solver = DiscreteSAC(
+    solver = kind(
         steps=12_000, num_envs=32, update_every=4, updates_per_step=0.1, learning_starts=1000, batch_size=256, hidden=(64,),
         learning_rate=3e-3, polyak=0.02, anneal_steps=12_000, final_learning_rate=1e-4, target_entropy=target_entropy,
     )  # fmt: skip
@@ -377,11 +378,12 @@ def test_finds_the_soft_optimal_policy(target_entropy: float | None) -> None:
     assert min(distance(1.3 * temperature), distance(temperature / 1.3)) > 0.08, "the test tells a wrong temperature from the right one"
 
 
-def test_learns_from_pictures() -> None:
+@pytest.mark.parametrize(("kind", "steps"), [(DiscreteSAC, 400), (SoftQ, 800)])
+def test_learns_from_pictures(kind: type[DiscreteSAC | SoftQ], steps: int) -> None:
     """Without it the convolutions, the frames and the loop could each be right and not fit together."""
     problem = screens()
-    solver = DiscreteSAC(
-        steps=400, num_envs=8, updates_per_step=0.25, learning_starts=80, batch_size=32, hidden=(32,), learning_rate=1e-3, polyak=0.05
+    solver = kind(
+        steps=steps, num_envs=8, updates_per_step=0.25, learning_starts=80, batch_size=32, hidden=(32,), learning_rate=1e-3, polyak=0.05
     )
     response = solver.solve(problem, torch.zeros(1), generator=seeded(0))
     play = Screens(16, 3)
@@ -423,33 +425,35 @@ def test_policy_is_a_frozen_snapshot() -> None:
     assert actions.shape == (2, 400)
 
 
+@pytest.mark.parametrize("small", [SMALL, SMALL_Q], ids=lambda solver: type(solver).__name__)
 @pytest.mark.parametrize("make", [cartpole, screens])
-def test_state_survives_a_checkpoint_and_a_fork(make: Callable[[], BilevelProblem]) -> None:
+def test_state_survives_a_checkpoint_and_a_fork(make: Callable[[], BilevelProblem], small: DiscreteSAC | SoftQ) -> None:
     """Without it a resumed run would start its follower anew, or an estimator's look at another x would move the environment's own."""
     problem = make()
     x = problem.reward.initial(seeded(0))
-    warm = SMALL.solve(problem, x, generator=seeded(1))
+    warm = small.solve(problem, x, generator=seeded(1))
     before, transitions = warm.state.networks.clone(), len(warm.state.replay)
     restored: Response = checkpoint.unpack(checkpoint.pack(warm))
     assert restored.state.simulation is None
-    forks = [SMALL.solve(problem, x, warm=replace(one, state=one.state.fork()), generator=seeded(2)) for one in (restored, warm)]
+    forks = [small.solve(problem, x, warm=replace(one, state=one.state.fork()), generator=seeded(2)) for one in (restored, warm)]
     assert torch.equal(*(fork.policy.parameters for fork in forks))
     assert len(forks[0].state.replay) == transitions + 40
     assert len(warm.state.replay) == transitions
-    there = SMALL.solve(problem, x, warm=restored, generator=seeded(2))
-    here = SMALL.solve(problem, x, warm=warm, generator=seeded(2))
-    kept = SMALL.lost(problem, restored) is None
+    there = small.solve(problem, x, warm=restored, generator=seeded(2))
+    here = small.solve(problem, x, warm=warm, generator=seeded(2))
+    kept = small.lost(problem, restored) is None
     assert kept == (make is cartpole), "nobody knows how to keep a moment of the screens"
     assert torch.equal(there.policy.parameters, here.policy.parameters) == kept
     assert all(torch.equal(getattr(before, field.name), getattr(warm.state.networks, field.name)) for field in fields(before))
 
 
-def test_schedule_and_targets_go_on_across_solves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [SMALL, SMALL_Q], ids=lambda solver: type(solver).__name__)
+def test_schedule_and_targets_go_on_across_solves(small: DiscreteSAC | SoftQ, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the learning rate would jump back at each upper step, and hard targets be copied at other times than asked for."""
     rates: list[float] = []
-    update = DiscreteLearner.update
+    update = Learner.update
 
-    def watched(self: DiscreteLearner, batch: DiscreteLabelled) -> None:
+    def watched(self: Learner[Any, Any], batch: DiscreteLabelled) -> None:
         before = self.networks.target.clone()
         update(self, batch)
         rates.append(float(self.learning_rate))
@@ -457,10 +461,10 @@ def test_schedule_and_targets_go_on_across_solves(monkeypatch: pytest.MonkeyPatc
         assert moved == (len(rates) % 25 == 0)
         assert not moved or torch.equal(self.networks.target, self.networks.critic)
 
-    monkeypatch.setattr(DiscreteLearner, "update", watched)
+    monkeypatch.setattr(Learner, "update", watched)
     problem = cartpole()
     x = problem.reward.initial(seeded(0))
-    solver = replace(SMALL, polyak=1.0, target_every=25, learning_rate=1e-3, anneal_steps=80, final_learning_rate=2e-4)
+    solver = replace(small, polyak=1.0, target_every=25, learning_rate=1e-3, anneal_steps=80, final_learning_rate=2e-4)
     response = solver.solve(problem, x, generator=seeded(1))
     response = solver.solve(problem, x, warm=response, generator=seeded(2))
     solver.solve(problem, x, warm=response, generator=seeded(3))
@@ -484,16 +488,17 @@ def test_temperature_goes_on_across_solves() -> None:
     assert float(first.state.networks.log_temperature.exp()) == pytest.approx(first.temperature)
 
 
-def test_a_reward_that_is_not_a_number_is_refused() -> None:
+@pytest.mark.parametrize("small", [SMALL, SMALL_Q], ids=lambda solver: type(solver).__name__)
+def test_a_reward_that_is_not_a_number_is_refused(small: DiscreteSAC | SoftQ) -> None:
     """Without it a NaN would go from x into every weight, and the run go on as if it learnt."""
     problem = cartpole()
     x = problem.reward.initial(seeded(0))
-    warm = SMALL.solve(problem, x, generator=seeded(1))
+    warm = small.solve(problem, x, generator=seeded(1))
     before = warm.state.networks.clone()
     with pytest.raises(InvalidProblem, match="not finite"):
-        SMALL.solve(problem, x * torch.nan, warm=warm, generator=seeded(2))
-    assert torch.equal(before.actor, warm.state.networks.actor)
-    assert bool(SMALL.solve(problem, x, warm=warm, generator=seeded(2)).gap.isfinite())
+        small.solve(problem, x * torch.nan, warm=warm, generator=seeded(2))
+    assert all(torch.equal(getattr(before, field.name), getattr(warm.state.networks, field.name)) for field in fields(before))
+    assert bool(small.solve(problem, x, warm=warm, generator=seeded(2)).gap.isfinite())
 
 
 def test_refuses_what_does_not_fit() -> None:

@@ -16,7 +16,7 @@ from bilevel_gym.hypergradients.charged_reward import ChargedReward
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import DiscreteMLPReward, MLPReward
-from bilevel_gym.solvers import SAC, DiscreteSAC, graphs
+from bilevel_gym.solvers import SAC, DiscreteSAC, SoftQ, graphs
 from bilevel_gym.solvers.graphs import GraphedUpdates
 from bilevel_gym.solvers.learner import ActorCritic
 from bilevel_gym.types import Fragments
@@ -56,6 +56,19 @@ def charged(device: str) -> tuple[SAC, BilevelProblem]:
     return solver, replace(problem, reward=ChargedReward(problem, RidgeCritic(), fitted, policy, 10.0, 2, source))
 
 
+def soft_q(device: str) -> tuple[SoftQ, BilevelProblem]:
+    """Finitely many actions, and no actor."""
+    return SoftQ(**OPTIONS), cartpole(device)[1]
+
+
+TUNED = {"target_entropy": 0.5, "polyak": 1.0, "target_every": 7}
+KINDS = [
+    *((make, tuned) for make in (pendulum, cartpole, screens, charged) for tuned in ({}, TUNED)),
+    (soft_q, {}),
+    (soft_q, {"polyak": 1.0, "target_every": 7}),
+]
+
+
 def two_learners(make: Callable[[str], Any], device: str, block: int, **options: Any) -> tuple[list[ActorCritic], list[GraphedUpdates]]:
     """Twice the same networks over the same replay with the same draws: in blocks, and one by one."""
     solver, problem = make(device)
@@ -79,22 +92,22 @@ def agree(networks: list[ActorCritic], tolerance: float) -> None:
 
 
 @cuda
-@pytest.mark.parametrize("tuned", [{}, {"target_entropy": 0.5, "polyak": 1.0, "target_every": 7, "learning_rate": 1e-3}])
-@pytest.mark.parametrize("make", [pendulum, cartpole, screens, charged])
+@pytest.mark.parametrize(("make", "tuned"), KINDS)
 def test_graphed_and_eager_parameters_agree(make: Callable[[str], Any], tuned: dict[str, Any]) -> None:
     """Without it a graph could replay old draws, read a replay that has moved, or leave out what the host decides in eager updates."""
-    networks, (graphed, eager) = two_learners(make, "cuda", 10, **tuned)
-    before = networks[0].actor.clone()
+    networks, (graphed, eager) = two_learners(make, "cuda", 10, learning_rate=1e-3, **tuned)
+    before = networks[0].clone()
     for side in (graphed, eager):
         for count in (45, 55):  # blocks of ten, and what is left
             side(count)
     torch.cuda.synchronize()
-    assert not torch.equal(before, networks[0].actor)
+    assert not torch.equal(before.critic, networks[0].critic)
+    assert (make is soft_q) == torch.equal(before.actor, networks[0].actor)
     agree(networks, 1e-5)
 
 
 @cuda
-@pytest.mark.parametrize("make", [pendulum, cartpole, charged])
+@pytest.mark.parametrize("make", [pendulum, cartpole, charged, soft_q])
 def test_a_solve_with_graphs(make: Callable[[str], Any]) -> None:
     """Without it the graph could be right and the solver never reach it, or break when the replay grows."""
     solver, problem = make("cuda")
@@ -115,8 +128,7 @@ def replayed(body: Callable[[], None], state: Any, generators: Any) -> Callable[
     return body
 
 
-@pytest.mark.parametrize("tuned", [{}, {"target_entropy": 0.5, "polyak": 1.0, "target_every": 7}])
-@pytest.mark.parametrize("make", [pendulum, cartpole, screens, charged])
+@pytest.mark.parametrize(("make", "tuned"), KINDS)
 def test_blocks_are_updates_one_by_one(make: Callable[[str], Any], tuned: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it blocks and rests would not add up, or the targets be due at other updates on the device than on the host."""
     monkeypatch.setattr(graphs, "capture", replayed)

@@ -2,6 +2,7 @@
 
     python benchmarks/atari.py                                    # SpaceInvaders, drlhf and then sobirl; an hour on one thread
     python benchmarks/atari.py --preset tiny --steps 2            # half a minute, learns nothing: to see that everything runs
+    python benchmarks/atari.py --preset default --lean            # what a user gets, with a follower that a CPU can train beside it
     python benchmarks/atari.py --preset default --game BeamRider --steps 400 --device cuda --graph
 
 Each agent is a ``Run`` in a folder of ``--runs`` with a checkpoint, so the same command goes on where it was stopped. Every upper step has
@@ -10,6 +11,7 @@ the first and the last x are therefore tested on further pairs, the same for all
 own, played by sixteen random policies. Ties say nothing about an order and are left out. The hypothesis of the binomial test is that
 r_x tosses a coin on the others.
 
+``--lean`` shortens evaluations, and the follower's part of an upper step (``LEAN``); the agent, its every update of x, τ and r_x stay.
 ``--graph`` makes the follower's updates CUDA graphs; it needs ``--device cuda``.
 
 Into ``--output`` go a CSV with a row an upper step of each agent, ``<game>-summary.csv`` and a picture.
@@ -38,12 +40,16 @@ from bilevel_gym.agents import Agent, HypergradientAgent, Run, RunSpec, StopOnSi
 from bilevel_gym.agents.callbacks import StopOnBudget
 from bilevel_gym.agents.runs import CHECKPOINT, METRICS
 from bilevel_gym.frames import concatenate_states
+from bilevel_gym.numerics import rewards_of
 from bilevel_gym.preferences import draw_fragments
 from bilevel_gym.types import Fragments, Trajectory
 
 RESULTS = Path(__file__).parent / "results" / "atari"
 SHOWN = ("upper_step", "env_steps", "lower_step", "x_updates", "comparisons", "seconds", "objective", "accuracy_fresh", "accuracy_held_out")
-AFTER = ("correlation_held_out", "true_return", "learned_return")
+AFTER = ("correlation_held_out", "true_return", "learned_return", "reward_saturated")
+PARTS = ("norm_direct", "norm_implicit", "norm_implicit_unclipped")
+SHARES = (0.05, 0.5, 0.95)
+QUANTILES = tuple(f"reward_p{100 * share:.0f}" for share in SHARES)
 POLICIES, FURTHEST, UPDATES = 16, 150, 128
 
 AGENTS: dict[str, dict[str, Any]] = {
@@ -53,6 +59,19 @@ AGENTS: dict[str, dict[str, Any]] = {
 """Arguments of the agents by preset: on a CPU an update of x, which goes through 800 stacks of frames in ``demo``, is dear."""
 IMPLICIT = {"demo": {"clip": 0.1}}
 """Those of ``sobirl`` beside them: at the recipe's clip of 1 r_x was nearly a constant after ten upper steps."""
+LEAN: dict[str, Any] = {
+    "solver": {"steps": 2000, "learning_starts": 2000, "updates_per_step": 0.0625},
+    "objective": {"trajectories": 4, "steps": 250},
+}
+"""With 2,500 updates of the follower in an upper step and 8 × 500 steps of evaluation, one of ``default`` takes seven minutes on a core."""
+
+
+def spread(agent: Agent, _: Mapping[str, float]) -> dict[str, float]:
+    """A callback that logs quantiles of r_x over the steps of the fresh trajectories."""
+    bilevel = agent.bilevel
+    with torch.no_grad():
+        rewards = rewards_of(bilevel.problem.reward, bilevel.x, bilevel.evaluation.fresh.trajectories)
+    return dict(zip(QUANTILES, rewards.quantile(rewards.new_tensor(SHARES)).tolist(), strict=True))
 
 
 class Clock:
@@ -66,7 +85,7 @@ class Clock:
         return {"seconds": time.perf_counter() - self.began}
 
 
-def train(spec: RunSpec, folder: Path, steps: int, budget: float | None, graph: bool) -> Run:
+def train(spec: RunSpec, folder: Path, steps: int, budget: float | None, follower: Mapping[str, Any]) -> Run:
     """Begin a run or go on with it; the first x is kept beside its folder."""
     begun = (folder / CHECKPOINT).exists()
     started = time.perf_counter()
@@ -75,12 +94,12 @@ def train(spec: RunSpec, folder: Path, steps: int, budget: float | None, graph: 
         folder.parent.mkdir(parents=True, exist_ok=True)
         np.save(folder.with_suffix(".npy"), run.bilevel.x.cpu().numpy())
     bilevel: Any = run.bilevel
-    if graph:
-        bilevel.solver = replace(bilevel.solver, graph_updates=1)
+    if follower:
+        bilevel.solver = replace(bilevel.solver, **follower)
     before = (rows_of(folder) or [{"seconds": 0.0}])[-1]["seconds"] if begun else time.perf_counter() - started
     stops, signal = [] if budget is None else [StopOnBudget(seconds=budget)], StopOnSignal()
     if run.step < steps:
-        run.train(steps, checkpoint_every=5, callbacks=[Clock(before), *stops], stop=signal)
+        run.train(steps, checkpoint_every=5, callbacks=[Clock(before), spread, *stops], stop=signal)
     if signal.received is not None:
         raise typer.Exit(128 + signal.received)
     return run
@@ -190,6 +209,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of everything")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     graph: Annotated[bool, typer.Option(help="the follower's updates as CUDA graphs")] = False,
+    lean: Annotated[bool, typer.Option(help="a smaller follower and shorter evaluations, for the default preset on a CPU")] = False,
     threads: Annotated[int, typer.Option(help="of torch")] = 1,
     runs: Annotated[Path, typer.Option(help="folders of the runs")] = Path("runs") / "atari",
     output: Annotated[Path, typer.Option(help="CSV and picture")] = RESULTS,
@@ -197,18 +217,24 @@ def main(
     """Train what is missing, test it, and write the results."""
     torch.set_num_threads(threads)
     curves, summary = {}, []
+    follower = {**({"graph_updates": 1} if graph else {}), **(LEAN["solver"] if lean else {})}
+    label = f"{game}-{preset}{'-lean' if lean else ''}"
     for name in agent or ["drlhf", "sobirl"]:
-        kwargs = {"game": game, "preset": preset, "device": device}
+        kwargs = {"game": game, "preset": preset, "device": device, **({"objective": LEAN["objective"]} if lean else {})}
         options = {**AGENTS.get(preset, {}), **(IMPLICIT.get(preset, {}) if name == "sobirl" else {})}
         spec = RunSpec("bilevel/AtariPreference-v0", name, seed, kwargs, options)
-        folder = runs / f"{game}-{preset}-{name}-{seed}"
-        run = train(spec, folder, steps, seconds, graph)
+        folder = runs / f"{label}-{name}-{seed}"
+        run = train(spec, folder, steps, seconds, follower)
         bilevel: Any = run.bilevel
         decided = int((bilevel._memory.held_out.outcome != 0.5).sum()) if bilevel._memory.held_out is not None else 0
         curves[name] = rows = []
         for row in rows_of(folder):
             low, high = interval(row["accuracy_held_out"], decided) if decided else (nan, nan)
-            rows.append({key: row.get(key, nan) for key in SHOWN} | {"low": low, "high": high} | {key: row.get(key, nan) for key in AFTER})
+            rows.append(
+                {key: row.get(key, nan) for key in SHOWN}
+                | {"low": low, "high": high}
+                | {key: row.get(key, nan) for key in (*AFTER, *QUANTILES, *PARTS)}
+            )
         write(output / f"{game}-{name}.csv", rows)
         last, further = rows[-1], further_pairs(bilevel, pairs, runs / f"{game}-{preset}-{device}-pairs.pt")
         first = torch.as_tensor(np.load(folder.with_suffix(".npy"))).to(bilevel.x)
@@ -223,6 +249,7 @@ def main(
                 "seed": seed,
                 "device": device,
                 "graph": graph,
+                "lean": lean,
                 "threads": threads,
                 **{key: last[key] for key in ("upper_step", "env_steps", "lower_step", "x_updates", "comparisons", "seconds")},
                 "env_steps_per_second": last["env_steps"] / last["seconds"],

@@ -13,7 +13,7 @@ from bilevel_gym.numerics import rewards_of
 from bilevel_gym.objectives.enumerated_preference import NO_TRUE_REWARD
 from bilevel_gym.types import Problem, Trajectory, World
 
-__all__ = ["both_returns", "play", "steps_with_tail", "with_truth"]
+__all__ = ["play", "reward_metrics", "steps_with_tail", "with_truth"]
 
 
 def play(world: World, policy: Any, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
@@ -43,8 +43,18 @@ def steps_with_tail(world: Any, length: int, steps: int | None) -> int:
     return wanted if horizon is None else min(wanted, horizon)
 
 
-def both_returns(problem: Problem, x: Tensor, trajectories: Trajectory) -> dict[str, float]:
-    """The metrics ``true_return`` and ``learned_return``: mean undiscounted sums of the world's own reward, and of r_x."""
+def reward_metrics(problem: Problem, x: Tensor, trajectories: Trajectory) -> dict[str, float]:
+    """What was earned: ``true_return`` and ``learned_return``, the mean undiscounted sums of the world's own reward, and of r_x.
+
+    Where the reward model has a bound (``limit``), also ``reward_saturated``, the share of living steps at which |r_x| is above .95 of it.
+    """
     assert trajectories.rewards is not None
-    rewards = {"true_return": trajectories.rewards, "learned_return": rewards_of(problem.reward, x, trajectories)}
-    return {name: float((values * trajectories.alive).sum(-1).mean()) for name, values in rewards.items()}
+    alive, learned = trajectories.alive, rewards_of(problem.reward, x, trajectories)
+    metrics = {
+        name: float((values * alive).sum(-1).mean())
+        for name, values in (("true_return", trajectories.rewards), ("learned_return", learned))
+    }
+    limit = getattr(problem.reward, "limit", None)
+    if limit is not None:
+        metrics["reward_saturated"] = float((learned.abs() > 0.95 * limit)[alive].to(torch.float64).mean())
+    return metrics

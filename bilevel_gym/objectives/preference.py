@@ -16,7 +16,7 @@ from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import as_table, rewards_of
 from bilevel_gym.objectives.enumerated_preference import EnumeratedPreference
-from bilevel_gym.objectives.playing import both_returns, play, steps_with_tail, with_truth
+from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail, with_truth
 from bilevel_gym.preferences import (
     Cut,
     PreferenceBuffer,
@@ -227,7 +227,7 @@ class PreferenceObjective(EnumeratedPreference):
         logits = self.logits(problem, x, fresh.fragments)
         metrics = {
             "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome) if due else nan,
-            **both_returns(problem, x, trajectories),
+            **reward_metrics(problem, x, trajectories),
         }
         if held_out is not None and truth is not None:
             learned = self.returns(problem, x, held_out).mean(0)

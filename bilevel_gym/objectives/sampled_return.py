@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.objectives.playing import both_returns, play, steps_with_tail
+from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail
 from bilevel_gym.preferences import draw_fragments
 from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Trajectory
 
@@ -83,7 +83,7 @@ class SampledReturn:
         cut, _ = draw_fragments(played, self.trajectories, 1, length, "start", generator)
         worth = self._worth(played, length)
         fresh = replace(cut, fragments=replace(cut.fragments, outcome=worth), asked=True)
-        return Evaluation(-worth.mean(), fresh, metrics=both_returns(problem, x, played), env_steps=played.alive.numel()), None
+        return Evaluation(-worth.mean(), fresh, metrics=reward_metrics(problem, x, played), env_steps=played.alive.numel()), None
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:
         """−G of each trajectory, as it was observed: [M]."""

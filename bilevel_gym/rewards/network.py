@@ -127,6 +127,11 @@ class NetworkReward(ABC):
 
     # ------------------------------------------------------------------------------------------ r_x
 
+    @property
+    def limit(self) -> float | None:
+        """The bound of |r_x|; None where rewards are normalized, which lifts it."""
+        return None if "rewards" in self.normalize else self.scale
+
     @abstractmethod
     def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """Each member's r at state-action pairs, differentiable in x.

@@ -129,6 +129,18 @@ def test_others_are_told_nothing_of_it(published: Any) -> None:
             recipe(published[0], updates_per_step=0)
 
 
+def test_the_implicit_part_is_shorter_on_pixels(published: Any) -> None:
+    """Without it r_x would be a constant at its bound after some upper steps of a first run on Atari; or the study on flat tasks not be ours any more."""
+    pixels, flat = published[0], gym.make("bilevel/CartPolePreference-v0", preset="tiny")
+    for env, clip in ((pixels, 0.1), (flat, 1.0)):
+        assert agents.sobirl(env).estimator.clip == clip
+        assert agents.hpgd(env).estimator.clip == clip
+        assert agents.stoc_sobirl(env, sensitivity="one_step", window="frozen").estimator.inner.clip == clip
+        assert [agents.sobirl(env, clip=given).estimator.clip for given in (None, 0.7)] == [None, 0.7]
+        assert agents.stoc_sobirl(env, sensitivity="one_step", window="frozen", implicit_clip=0.7).estimator.inner.clip == 0.7
+    flat.close()
+
+
 def test_runs_when_made_small() -> None:
     """Without it nobody would see before they rent a GPU that the parts of the preset do not fit together."""
     sizes = {"initial_pairs": 3, "pairs": 2, "held_out_pairs": 2, "steps": 30, "trajectories": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from bilevel_gym import BilevelEnv, BilevelProblem
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients import ScoreFunction
 from bilevel_gym.objectives import PreferenceObjective
+from bilevel_gym.objectives.playing import reward_metrics
 from bilevel_gym.preferences import cross_entropy
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import MLPReward
@@ -171,3 +173,50 @@ def test_only_the_gradient_of_l_is_in_training_mode() -> None:
     estimator(env.oracle, env.x, env.response, env.evaluation, estimator.init(env.oracle))
     assert sum(seen) == 1
     assert len(seen) > 2
+
+
+def constant(env: BilevelEnv, value: float) -> np.ndarray:
+    """The x whose network puts out so much everywhere, before the tanh: all weights are 0, the last bias is not."""
+    x = np.zeros(env.problem.dimension, np.float32)
+    x[-1] = value
+    return x
+
+
+def test_share_at_the_bound() -> None:
+    """Without it a reward that has become a constant at its bound would look like any other, or one that has no bound like a saturated one."""
+    env, _ = make(scale=2.0)
+    env.reset(seed=0)
+    for value, share in ((1.8, 0.0), (1.9, 1.0), (-1.9, 1.0)):  # tanh is .947 and .956
+        assert env.step(constant(env, value))[4]["reward_saturated"] == share
+    env.step(4.0 * env.first_x(generator(3)).numpy())
+    seen, share = env.evaluation.fresh.trajectories, env.evaluation.metrics["reward_saturated"]
+    at_bound = [abs(float(r)) > 0.95 * 2.0 for r in env.problem.reward.along(env.x, seen.states, seen.actions).flatten()]
+    assert 0.0 < share < 1.0
+    assert share == pytest.approx(sum(at_bound) / len(at_bound))
+    boundless, _ = make(normalize=("rewards",))
+    assert "reward_saturated" not in boundless.reset(seed=0)[1]
+
+
+def test_only_living_steps_are_at_the_bound() -> None:
+    """Without it steps after the end, which are no steps, would decide whether there is a warning."""
+    env, _ = make()
+    env.reset(seed=0)
+    played = env.evaluation.fresh.trajectories
+    played = replace(played, alive=torch.arange(played.alive.shape[1]).expand_as(played.alive) < 2)
+    high = played.states.new_tensor([1.0, 0.0]).repeat_interleave(torch.tensor([2, played.alive.shape[1] - 2]))
+    problem = replace(env.problem, reward=type("Given", (), {"limit": 1.0, "along": lambda *_: high.expand_as(played.alive)})())
+    assert reward_metrics(problem, env.x, played)["reward_saturated"] == 1.0
+    assert reward_metrics(problem, env.x, replace(played, alive=~played.alive))["reward_saturated"] == 0.0
+
+
+def test_says_once_that_the_reward_is_at_its_bound(caplog: pytest.LogCaptureFixture) -> None:
+    """Without it a run could go on for hours with a reward that teaches nothing; said at each step, nobody would read it."""
+    env, _ = make()
+    for _ in range(2):  # a cold reset says it anew
+        env.reset(seed=0)
+        env.step(constant(env, 1.0))
+        assert not caplog.records
+        for _ in range(2):
+            env.step(constant(env, 5.0))
+        assert ["of its bound at 100 %" in record.getMessage() for record in caplog.records] == [True]
+        caplog.clear()

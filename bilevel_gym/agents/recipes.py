@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import gymnasium as gym
 
@@ -234,7 +234,7 @@ def sobirl(
     branches: int | None = 1,
     window: Window = "frozen",
     batch: int | None = 64,
-    clip: float | None = 1.0,
+    clip: float | Literal["auto"] | None = "auto",
     delay: int = 0,
     stale: bool = False,
     weight_decay: float = 0.0,
@@ -252,7 +252,8 @@ def sobirl(
         branches: steps of each fragment that ``"rollout"`` plays on from; None takes every one.
         window: ``"reset"`` is unbiased on fragments cut at the reset, ``"frozen"`` is for fragments cut anywhere.
         batch: labelled pairs of the queue for each ∇l; None takes the fresh ones.
-        clip: the implicit part's norm at most, in multiples of the direct part's; None does not clip.
+        clip: the implicit part's norm at most, in multiples of the direct part's; ``"auto"`` takes 1, and .1 where r_x reads pixels, which
+            saturates there (``benchmarks/README.md``); None does not clip.
         delay: upper steps before the implicit part sets in.
         stale: whether scores are those of the queue's pairs, as in the released code, and not those of the fresh ones; biased.
         weight_decay: λ of AdamW, which takes learning_rate · λ of x away in each update; 0 is Adam.
@@ -265,7 +266,8 @@ def sobirl(
     """
     if updates_per_step is None and batch is None:
         raise InvalidProblem("updates_per_step=None makes an update for each batch in the queue: give a batch, such as 64")
-    estimator = ScoreFunction(sensitivity, window, batch, branches=branches, clip=clip, delay=delay, stale=stale, weighting=weighting)
+    limit = _clip(env) if clip == "auto" else clip
+    estimator = ScoreFunction(sensitivity, window, batch, branches=branches, clip=limit, delay=delay, stale=stale, weighting=weighting)
     return HypergradientAgent(
         env,
         estimator,
@@ -306,11 +308,11 @@ def stoc_sobirl(
         max_norm: h_k is scaled down to this length at most; None does not on tables, and takes 1 on simulators, where one long step
             saturates a network's reward.
         implicit_clip: the implicit part of ĝ at most, in multiples of the direct part's norm; None does not clip on tables, and takes
-            1 on simulators, as ``sobirl`` does.
+            on simulators what ``sobirl`` takes.
     """
     deep = not getattr(getattr(env.unwrapped, "problem", None), "tabular", True)
-    default = 1.0 if deep else None
-    inner = ScoreFunction(sensitivity, window, clip=default if implicit_clip is None else implicit_clip)
+    limit = _clip(env) if deep and implicit_clip is None else implicit_clip
+    inner = ScoreFunction(sensitivity, window, clip=limit)
     return HypergradientAgent(
         env,
         Momentum(inner, correction, clip, momentum, momentum_decay),
@@ -318,7 +320,7 @@ def stoc_sobirl(
             GradientDescent,
             lr=_or(learning_rate, 0.1 if deep else 1.0),
             decay=decay,
-            max_norm=default if max_norm is None else max_norm,
+            max_norm=1.0 if deep and max_norm is None else max_norm,
         ),
     )
 
@@ -403,6 +405,12 @@ def cma_es(env: gym.Env[Any, Any], *, step_size: float = 0.05, population: int |
         separable: whether to adapt a diagonal covariance matrix only; None does above 500 dimensions.
     """
     return SearchAgent(env, CMAES(step_size=step_size, population=population, separable=separable))
+
+
+def _clip(env: OuterEnv) -> float:
+    """How long the implicit part may be where nobody says so, in multiples of the direct part's norm."""
+    world = getattr(getattr(env.unwrapped, "problem", None), "world", None)
+    return 0.1 if len(getattr(world, "observation_shape", ())) == 3 else 1.0
 
 
 def _batches(size: int, evaluation: Evaluation) -> int:

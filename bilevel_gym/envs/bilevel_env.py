@@ -15,7 +15,7 @@ from bilevel_gym import checkpoint
 from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_options, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
-from bilevel_gym.envs.statistics import absorbed, buffers, settled, with_buffers
+from bilevel_gym.envs.statistics import absorbed, buffers, saturated, settled, with_buffers
 from bilevel_gym.errors import CheckpointError, InvalidProblem
 from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Response
 
@@ -90,6 +90,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self._response: Response | None = None
         self._evaluation: Evaluation | None = None
         self._memory: Any = None
+        self._warned = False
 
     # ------------------------------------------------------------------------------------------ what can be read
 
@@ -149,7 +150,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             self.problem = self.draw(self.np_random)
         for generator in (self._generator, self._aside):
             generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
-        self.counters = Counters()
+        self.counters, self._warned = Counters(), False
         x, problem = given if given is not None else self.first_x(self._generator), with_buffers(self.problem, None)
         response = self.solver.start(problem)
         self._memory = problem.objective.start()
@@ -272,6 +273,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         with torch.no_grad():
             evaluation, memory = problem.objective.evaluate(problem, x, response, self._memory, self._generator)
         check_evaluation(evaluation, x)
+        self._warned = self._warned or saturated(evaluation)
         self.problem = absorbed(problem, x, evaluation)
         self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory
         self.counters.lower_step += response.steps

@@ -1,7 +1,8 @@
-"""When the statistics of a reward model move; without any a problem stays what it is."""
+"""When the statistics of a reward model move, without any a problem stays what it is; and when a reward has come to its bound."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from bilevel_gym.types import Buffered, Evaluation
 
-__all__ = ["absorbed", "buffers", "settled", "with_buffers"]
+__all__ = ["absorbed", "buffers", "saturated", "settled", "with_buffers"]
+
+MUCH = 0.5
+"""A share of the follower's steps at which r_x is at its bound that is worth a warning."""
 
 
 def buffers(problem: Any) -> Any:
@@ -34,6 +38,18 @@ def settled(problem: Any, x: Tensor, evaluation: Evaluation) -> Any:
     if not isinstance(problem.reward, Buffered) or evaluation.fresh is None:
         return problem
     return _with(problem, problem.reward.settle(x, evaluation.fresh.fragments))
+
+
+def saturated(evaluation: Evaluation) -> bool:
+    """Whether r_x is at its bound at most of the follower's steps (the metric ``reward_saturated``); says so in the log."""
+    share = evaluation.metrics.get("reward_saturated", 0.0)
+    if share > MUCH:
+        logging.getLogger(__name__).warning(
+            "r_x is above .95 of its bound at %.0f %% of the follower's steps, where it hardly tells one from another and has hardly a "
+            "gradient: lower the agent's learning_rate, or the clip of its implicit part",
+            100.0 * share,
+        )
+    return share > MUCH
 
 
 def _with(problem: Any, reward: Any) -> Any:

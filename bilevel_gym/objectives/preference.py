@@ -62,6 +62,7 @@ class PreferenceObjective(EnumeratedPreference):
       nothing trains on;
     * ``correlation_held_out``: Pearson's, of the learned and the true returns of the fixed set's fragments, 0 where one does not vary;
     * ``true_return`` and ``learned_return``: the mean undiscounted sum of the world's own reward, and of r_x, over the trajectories;
+    * ``reward_saturated``: the share of their steps at which |r_x| is above .95 of its bound, where it has one;
     * ``comparisons_left``: of the budget, where there is one.
 
     On-policy, this f is *not* minimised at the true reward: r_x also chooses which fragments are compared. With fragments of a fixed

@@ -28,7 +28,7 @@ class SampledReturn:
     named ``terms`` of the steps that are ``alive``; it need not be differentiable, nor written in torch. l = −G(d) does not depend on x,
     so all of ∇φ is what x does through π, ``ScoreFunction``'s implicit term (mathematics §5, I = 1).
 
-    The metrics are ``true_return`` and ``learned_return``, over all steps that are played.
+    The metrics are ``true_return`` and ``learned_return``, over all steps that are played, and ``reward_saturated`` where r_x has a bound.
 
     Args:
         function: G, trajectories [N, H] → [N]; None takes the true reward.

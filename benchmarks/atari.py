@@ -58,12 +58,12 @@ AGENTS: dict[str, dict[str, Any]] = {
 }
 """Arguments of the agents by preset: on a CPU an update of x, which goes through 800 stacks of frames in ``demo``, is dear."""
 LEAN: dict[str, dict[str, Any]] = {
-    "solver": {"steps": 1000, "learning_starts": 1000, "updates_per_step": 0.0625},
-    "objective": {"steps": 100},
-    "agent": {"batch": 16},
+    "solver": {"steps": 1000, "learning_starts": 1000, "updates_per_step": 0.03125},
+    "objective": {"steps": 50},
+    "agent": {"batch": 8},
 }
 """An upper step of ``default`` takes 2,500 updates of the follower and fifty of x, each through 3,200 and sobirl's through 4,000 further
-stacks of frames: six minutes on a core, its first one eight. Of these it takes 62, 800 and 800."""
+stacks of frames: six minutes on a core, its first one eight. Of these it takes 31, 400 and 400."""
 
 
 def spread(agent: Agent, _: Mapping[str, float]) -> dict[str, float]:
@@ -205,7 +205,7 @@ def main(
     preset: Annotated[str, typer.Option(help="demo | tiny | default | aistats2025")] = "demo",
     steps: Annotated[int, typer.Option(help="upper steps in all")] = 60,
     seconds: Annotated[float | None, typer.Option(help="end each run after the upper step in which so much time is spent")] = None,
-    pairs: Annotated[int, typer.Option(help="further pairs of the test at the end")] = 300,
+    pairs: Annotated[int, typer.Option(help="further pairs of the test at the end; 0 leaves it out, and the summary")] = 300,
     seed: Annotated[int, typer.Option(help="of everything")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     graph: Annotated[bool, typer.Option(help="the follower's updates as CUDA graphs")] = False,
@@ -237,6 +237,9 @@ def main(
                 | {key: row.get(key, nan) for key in (*AFTER, *QUANTILES, *PARTS)}
             )
         write(output / f"{game}-{name}.csv", rows)
+        draw(curves, output / f"{game}.png", game)
+        if not pairs:
+            continue
         last, further = rows[-1], further_pairs(bilevel, pairs, runs / f"{game}-{preset}-{device}-pairs.pt")
         first = torch.as_tensor(np.load(folder.with_suffix(".npy"))).to(bilevel.x)
         (at_first, _), (at_last, tested) = right(bilevel, first, further), right(bilevel, bilevel.x, further)
@@ -270,7 +273,6 @@ def main(
         )
         print(*(f"{key}: {value}" for key, value in summary[-1].items()), sep="\n", end="\n\n", flush=True)
         write(output / f"{game}-summary.csv", summary)
-        draw(curves, output / f"{game}.png", game)
         run.env.close()
     if device == "cpu":
         print("On a CPU. No graph was captured; --device cuda --graph is the same run on a GPU.")

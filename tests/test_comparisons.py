@@ -98,6 +98,35 @@ def test_bad_files_are_refused(tmp_path):
         load_comparisons(path)
 
 
+def test_damage_anywhere_is_a_checkpoint_error(tmp_path):
+    """A flipped or a lost byte is zlib's or zipfile's own error, which no reader expects; or it is in what nobody reads."""
+    path = tmp_path / "pairs.npz"
+    save_comparisons(path, drawn(0, 20, 5, (4,)))
+    good, refused = path.read_bytes(), 0
+    for place in range(0, len(good), 31):
+        for damaged in (good[:place], good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                load_comparisons(path)
+            except CheckpointError:
+                refused += 1
+    assert refused > 1.8 * (len(good) // 31)
+
+
+def test_numbers_of_other_machines_and_things_that_are_none(tmp_path):
+    """The file is open: others write it in their own byte order; text and records are refused and not torch's TypeError."""
+    path = tmp_path / "pairs.npz"
+    save_comparisons(path, drawn(0, 3, 2, (4,)))
+    with np.load(path) as content:
+        arrays = {name: content[name] for name in content.files}
+    np.savez(path, **{**arrays, "states": arrays["states"].astype(">f4")})
+    np.testing.assert_array_equal(load_comparisons(path)[0].states, arrays["states"])
+    for states in (np.full((3, 2, 2), "x"), np.zeros((3, 2, 2), dtype=[("a", int)]), arrays["states"].astype(complex)):
+        np.savez(path, **{**arrays, "states": states})
+        with pytest.raises(CheckpointError, match="must be numbers"):
+            load_comparisons(path)
+
+
 def test_bad_comparisons_are_not_written(tmp_path):
     """A file that could not be read again must not replace one that can."""
     path, good = tmp_path / "pairs.npz", drawn(0, 3, 2, (4,))
@@ -105,8 +134,11 @@ def test_bad_comparisons_are_not_written(tmp_path):
     before = path.read_bytes()
     with pytest.raises(InvalidProblem, match="same"):
         save_comparisons(path, replace(good, actions=good.actions[:1]))
-    with pytest.raises(InvalidProblem, match="JSON"):
-        save_comparisons(path, good, description={"task": object()})
+    endless: dict[str, object] = {}
+    endless["again"] = endless
+    for description in ({"task": object()}, {"task": float("nan")}, endless):
+        with pytest.raises(InvalidProblem, match="JSON"):
+            save_comparisons(path, good, description=description)
     assert path.read_bytes() == before
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bilevel_gym.arguments import check_numbers
+from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.preferences.fragments import concatenate, take
 from bilevel_gym.types import Fragments
 
@@ -19,10 +21,18 @@ class PreferenceBuffer:
     Args:
         capacity: tuples at most; 0 keeps none.
         content: what it holds.
+
+    Raises:
+        InvalidProblem: a capacity below 0.
     """
 
     capacity: int
     content: Fragments | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.capacity < 0:
+            raise InvalidProblem(f"capacity is {self.capacity}: it must be a number of tuples, 0 or more")
 
     def __len__(self) -> int:
         """How many tuples it holds."""
@@ -41,7 +51,7 @@ class PreferenceBuffer:
         Raises:
             IndexError: the queue is empty.
         """
-        if self.content is None:
+        if self.content is None or not len(self):
             raise IndexError("the queue is empty: append samples first")
         outcome = self.content.outcome
         return take(self.content, torch.randint(outcome.shape[0], (count,), generator=generator, device=outcome.device))

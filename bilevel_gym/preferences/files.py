@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -46,8 +45,8 @@ def save_comparisons(path: str | Path, fragments: Fragments, *, description: Map
         raise InvalidProblem(f"these are no comparisons: {reason}")
     header = {"format": FORMAT, "version": VERSION, "shapes": {name: list(array.shape) for name, array in arrays.items()}}
     try:
-        text = json.dumps({**header, "description": dict(description or {})})
-    except TypeError as error:
+        text = json.dumps({**header, "description": dict(description or {})}, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise InvalidProblem(f"the description must be JSON ({error}): use text, numbers, lists and dictionaries") from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +77,12 @@ def load_comparisons(path: str | Path, *, device: str | torch.device = "cpu") ->
         raise CheckpointError(f"there is no file {path}: write one with preferences.save_comparisons")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            missing = {"header", *_ARRAYS} - set(content.files)
-            if missing:
-                raise CheckpointError(f"{path} lacks {sorted(missing)}: it holds no comparisons")
-            header = json.loads(str(content["header"]))
-            arrays = {name: content[name] for name in _ARRAYS}
-    except (OSError, ValueError, BadZipFile, EOFError, KeyError) as error:
+            arrays = {name: content[name] for name in content.files}
+        header = json.loads(str(arrays.pop("header", "null")))
+    except Exception as error:  # whatever NumPy, zipfile, zlib and json raise
         raise CheckpointError(f"{path} is no npz file of comparisons, or it is damaged ({type(error).__name__})") from error
+    if missing := set(_ARRAYS) - set(arrays):
+        raise CheckpointError(f"{path} lacks {sorted(missing)}: it holds no comparisons")
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not say that it holds {FORMAT}: write it with preferences.save_comparisons")
     if header.get("version") != VERSION:
@@ -93,7 +91,7 @@ def load_comparisons(path: str | Path, *, device: str | torch.device = "cpu") ->
         )
     if reason := _misfit(arrays):
         raise CheckpointError(f"{path} holds no comparisons: {reason}")
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(arrays[name].astype(arrays[name].dtype.newbyteorder("="), copy=False)).to(device) for name in _ARRAYS}
     description: dict[str, Any] = header.get("description", {})
     return Fragments(**tensors), description
 
@@ -103,6 +101,8 @@ def _misfit(arrays: Mapping[str, np.ndarray]) -> str | None:
     states, actions, alive, outcome = (arrays[name] for name in _ARRAYS)
     if outcome.ndim != 1 or alive.ndim != 3 or alive.dtype != bool:
         return f"outcome has shape {outcome.shape} and alive {alive.shape} of {alive.dtype}: they must be [M] and [M, I, H] of bool"
+    if any(array.dtype.kind not in "biuf" for array in (states, actions)):
+        return f"states are of {states.dtype} and actions of {actions.dtype}: they must be numbers"
     if not (states.shape[:3] == actions.shape[:3] == alive.shape and len(outcome) == len(alive)):
         return f"states {states.shape}, actions {actions.shape}, alive {alive.shape} and outcome {outcome.shape} must begin with the same [M, I, H]"
     known = outcome[~np.isnan(outcome)] if np.issubdtype(outcome.dtype, np.floating) else None

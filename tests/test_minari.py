@@ -91,6 +91,18 @@ def test_others_read_what_was_written() -> None:
     assert [dict(one)["seed"] for one in dataset.storage.get_episode_metadata(range(5))] == written.seeds.tolist()
 
 
+def test_the_horizon_is_no_end() -> None:
+    """Steps past the horizon are dead, and nothing has ended there: who bootstraps from the dataset would take it for a fall."""
+    world = VectorWorld("Pendulum-v1", 0.9, horizon=6)
+    written = world.rollout(world.uniform(), trajectories=2, steps=9, generator=generator())
+    assert written.alive.sum(-1).tolist() == [6, 6]
+    to_minari("mine/long-v0", written, world)
+    for episode in minari.load_dataset("mine/long-v0"):
+        assert len(episode) == 6
+        assert not episode.terminations.any()
+        assert episode.truncations.tolist() == [False] * 5 + [True]
+
+
 def test_pieces_are_alive_and_in_order() -> None:
     """Without it fragments would be cut from steps after an end, which earn nothing and say nothing."""
     world, written = played("table with ends")
@@ -182,6 +194,9 @@ def test_what_does_not_fit_is_refused() -> None:
         to_minari("mine/box-v0", written, world)
     with pytest.raises(InvalidProblem, match=r"no episode .* has 26 steps: they have \[25\]"):
         from_minari("mine/box-v0", world, steps=26)
+    for steps in (0, -1):
+        with pytest.raises(InvalidProblem, match=f"steps is {steps}"):
+            from_minari("mine/box-v0", world, steps=steps)
     with pytest.raises(InvalidProblem, match=r"has actions Box.*takes Discrete"):
         from_minari("mine/box-v0", VectorWorld("CartPole-v1", 0.9, horizon=5))
     wider = VectorWorld("Pendulum-v1", 0.9, horizon=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,10 @@ def from_minari(dataset: Any, world: Any, *, steps: int | None = None, device: s
     Raises:
         MissingExtra: Minari is not installed.
         CheckpointError: there is no such dataset on this machine; ``minari.download_dataset`` fetches public ones.
-        InvalidProblem: its spaces are not the world's, or no episode is long enough.
+        InvalidProblem: its spaces are not the world's, no episode is long enough, or ``steps`` is below 1.
     """
+    if steps is not None and steps < 1:
+        raise InvalidProblem(f"steps is {steps}: a piece of an episode has one step at least; None takes each episode as it is")
     found = _opened(dataset) if isinstance(dataset, str) else dataset
     observed, acted = _reader(found.observation_space, world), _actions(found.action_space, world)
     true = torch.float64 if hasattr(world, "transition_at") else torch.float32
@@ -73,8 +76,9 @@ def to_minari(dataset_id: str, played: Trajectory | Fragments, world: Any, *, de
     """Write trajectories as a Minari dataset, each as an episode; ``minari.load_dataset(dataset_id)`` reads it.
 
     Observations and actions are those of the trajectories: flat boxes, pictures, or numbers. An episode that ends before the last step is
-    terminated there, any other is truncated. A trajectory does not hold what follows its last step, and an episode of Minari does: the
-    last observation is there twice. Fragments become trajectories of their own; their labels are for ``save_comparisons``.
+    terminated there, unless that is the world's horizon; any other is truncated. A trajectory does not hold what follows its last step,
+    and an episode of Minari does: the last observation is there twice. Fragments become trajectories of their own; their labels are for
+    ``save_comparisons``.
 
     Args:
         dataset_id: such as ``"pendulum/mine-v0"``; below ``$MINARI_DATASETS_PATH``, or ``~/.minari/datasets``.
@@ -94,6 +98,7 @@ def to_minari(dataset_id: str, played: Trajectory | Fragments, world: Any, *, de
         raise InvalidProblem(f"these trajectories make no dataset: {'they carry no rewards' if trajectories.rewards is None else reason}")
     if _place(dataset_id).exists():
         raise OutputExists(f"there is a Minari dataset {dataset_id} already: choose another name or version")
+    longest = min(trajectories.alive.shape[1], getattr(world, "horizon", inf))
     episodes = []
     for row, length in enumerate(trajectories.alive.sum(-1).tolist()):
         states = to_stacks(trajectories.states[row, :length]).cpu().numpy()
@@ -104,8 +109,8 @@ def to_minari(dataset_id: str, played: Trajectory | Fragments, world: Any, *, de
                 observations=np.concatenate([states, states[-1:]]),
                 actions=trajectories.actions[row, :length].cpu().numpy(),
                 rewards=trajectories.rewards[row, :length].double().cpu().numpy(),
-                terminations=last & (length < trajectories.alive.shape[1]),
-                truncations=last & (length == trajectories.alive.shape[1]),
+                terminations=last & (length < longest),
+                truncations=last & (length == longest),
             )
         )
     with warnings.catch_warnings():

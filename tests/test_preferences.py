@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.objectives import PreferenceObjective, enumerate_fragments
-from bilevel_gym.preferences import BradleyTerry, PreferenceBuffer, cross_entropy, draw_places, gather, pair_loss, window_sum
+from bilevel_gym.preferences import (
+    BradleyTerry,
+    PreferenceBuffer,
+    Teacher,
+    compare,
+    cross_entropy,
+    draw_places,
+    gather,
+    pair_loss,
+    window_sum,
+)
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Fragments, Trajectory
 from bilevel_gym.worlds import TabularWorld
@@ -71,17 +81,38 @@ def test_fragments_are_independent_within_a_tuple(count, cut):
     played = trajectories(count, 12)
     origin, offset = draw_places(played, 20, 2, 4, cut, generator())
     assert bool((origin[:, 0] != origin[:, 1]).all())
-    assert int(offset.max()) <= 8
+    assert set(offset.flatten().tolist()) <= set(range(9))
+    if cut == "anywhere":
+        assert {0, 8} <= set(draw_places(played, 200, 2, 4, cut, generator())[1].flatten().tolist())
     assert (int(offset.max()) == 0) == (cut == "start")
     pieces = gather(played.states, origin, offset, 4)
     expected = [[[int(100 * n + t + h) for h in range(4)] for n, t in zip(*row, strict=True)] for row in zip(origin, offset, strict=True)]
     assert pieces.tolist() == expected
     if count == 40:
         assert len(origin.unique()) == 40
+        assert not torch.equal(origin.flatten(), torch.arange(40))
+
+
+def test_pairs_are_drawn_and_not_taken_in_turn():
+    """A dataset's trajectories lie in some order: in turn, the first ones alone would be shown, each beside its neighbour."""
+    source, counts = generator(), torch.zeros(10, 10)
+    for _ in range(600):
+        origin, _ = draw_places(trajectories(10, 4), 2, 2, 4, "start", source)
+        counts[origin[:, 0], origin[:, 1]] += 1
+    assert not bool(counts.diagonal().any())
+    shares, p = counts[~torch.eye(10, dtype=torch.bool)] / 1200, 1 / 90
+    assert float((shares - p).abs().max()) < 4.5 * (p * (1 - p) / 1200) ** 0.5
+    shown = compare(trajectories(10, 4), Teacher(), pairs=2, length=4, generator=source).states[:, :, 0] // 100
+    assert shown.flatten().tolist() != [0, 1, 2, 3]
+    with pytest.raises(InvalidProblem, match="carry no true rewards"):
+        compare(replace(trajectories(10, 4), rewards=None), Teacher(), pairs=2, length=4, generator=source)
 
 
 def test_too_few_or_too_short_trajectories_are_refused():
     """A pair out of one trajectory, or a fragment longer than it, says what to do."""
+    for options in ((0, 2, 4), (2, 2, 0)):
+        with pytest.raises(InvalidProblem, match="1 or more"):
+            draw_places(trajectories(4, 10), *options, "start", generator())
     for played, length in ((trajectories(1, 10), 4), (trajectories(4, 3), 4)):
         with pytest.raises(InvalidProblem, match="more or longer"):
             draw_places(played, 2, 2, length, "start", generator())
@@ -128,8 +159,11 @@ def test_queue_is_first_in_first_out_and_never_changed():
     assert set(drawn.outcome.tolist()) == {2, 3, 4, 5, 6}
     assert torch.equal(drawn.states[:, 0, 0], drawn.outcome)
     assert len(PreferenceBuffer(0).append(numbered(0, 3))) == 0
-    with pytest.raises(IndexError):
-        empty.sample(1, generator())
+    for bare in (empty, empty.append(numbered(0, 0))):
+        with pytest.raises(IndexError):
+            bare.sample(1, generator())
+    with pytest.raises(InvalidProblem, match="capacity is -1"):
+        PreferenceBuffer(-1)
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -81,10 +81,30 @@ def test_a_function_of_trajectories_is_raised() -> None:
     before = float(env.evaluation.value)
     assert seen[-1].alive.shape == (100, 4)
     assert before == -float(turns(seen[-1]).double().mean())
-    assert env.evaluation.fresh.trajectories.alive.shape == (100, 9)
+    fresh = env.evaluation.fresh
+    assert fresh.trajectories.alive.shape == (100, 9)
+    worth = ((fresh.fragments.actions == 0) & fresh.fragments.alive).sum((-2, -1))
+    assert torch.equal(fresh.fragments.outcome, worth.double())  # of its own fragment, and not of another's
     assert env.counters.env_steps == 900
     agents.sobirl(env, learning_rate=0.05, sensitivity="exact", updates_per_step=5, warmup_updates=0).learn(20)
     assert float(env.evaluation.value) < before - 0.5
+
+
+def test_worlds_that_move_with_x_are_played_at_x() -> None:
+    """P(x) of another x would give the return of another world."""
+    base = problems.preference_controlled(3)
+    problem = replace(base, objective=SampledReturn(length=3, trajectories=4000))
+    for seed in (0, 1):
+        x = 3.0 * problems.point(problem, seed)
+        response, oracle = SOLVER.solve(problem, x), ProblemOracle(problem, SOLVER, torch.Generator().manual_seed(0))
+        found = oracle.evaluate(x, response)
+        world = problem.world.at(x)
+        law, expected = world.start, 0.0
+        for _ in range(3):
+            expected += float((law[:, None] * response.policy * world.true_reward).sum())
+            law = torch.einsum("s,sa,sat->t", law, response.policy, world.transition)
+        error = float(found.fresh.fragments.outcome.std()) / 4000**0.5
+        assert abs(float(-found.value) - expected) < 4 * error
 
 
 def test_refuses_what_cannot_be() -> None:
@@ -94,6 +114,7 @@ def test_refuses_what_cannot_be() -> None:
         ({"length": 0}, "one at least"),
         ({"length": 5, "steps": 4}, "first 5"),
         ({"discount": 1.1}, "discount"),
+        ({"trajectories": "8"}, "trajectories is '8'"),
     ):
         with pytest.raises(InvalidProblem, match=words):
             SampledReturn(**options)

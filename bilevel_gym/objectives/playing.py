@@ -13,7 +13,7 @@ from bilevel_gym.numerics import rewards_of
 from bilevel_gym.objectives.enumerated_preference import NO_TRUE_REWARD
 from bilevel_gym.types import Problem, Trajectory, World
 
-__all__ = ["play", "reward_metrics", "steps_with_tail", "with_truth"]
+__all__ = ["play", "reward_metrics", "steps_with_tail", "with_truth", "world_at"]
 
 
 def play(world: World, policy: Any, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
@@ -23,6 +23,13 @@ def play(world: World, policy: Any, trajectories: int, steps: int, generator: to
         UnsupportedProblem: the world has none.
     """
     return with_truth(world.rollout(policy, trajectories=trajectories, steps=steps, generator=generator))
+
+
+def world_at(problem: Problem, x: Tensor) -> World:
+    """The world that is played in at x: [D]."""
+    world: Any = problem.world
+    found: World = world.at(x) if getattr(world, "depends_on_x", False) else world
+    return found
 
 
 def with_truth(played: Trajectory) -> Trajectory:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail
+from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail, world_at
 from bilevel_gym.preferences import draw_fragments
 from bilevel_gym.types import Evaluation, Fragments, Problem, Response, Trajectory
 
@@ -55,6 +56,7 @@ class SampledReturn:
     """Whether l depends on x otherwise than through π."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.trajectories < 1 or (self.length is not None and self.length < 1):
             raise InvalidProblem(f"trajectories is {self.trajectories} and length {self.length}: take one at least")
         if self.steps is not None and self.steps < (self.length or 1):
@@ -79,10 +81,10 @@ class SampledReturn:
         """
         length = self._length(problem.world)
         steps = steps_with_tail(problem.world, length, self.steps)
-        played = play(problem.world, response.policy, self.trajectories, steps, generator)
+        played = play(world_at(problem, x), response.policy, self.trajectories, steps, generator)
         cut, _ = draw_fragments(played, self.trajectories, 1, length, "start", generator)
         worth = self._worth(played, length)
-        fresh = replace(cut, fragments=replace(cut.fragments, outcome=worth), asked=True)
+        fresh = replace(cut, fragments=replace(cut.fragments, outcome=worth[cut.origin[:, 0]]), asked=True)
         return Evaluation(-worth.mean(), fresh, metrics=reward_metrics(problem, x, played), env_steps=played.alive.numel()), None
 
     def loss(self, problem: Problem, x: Tensor, fragments: Fragments) -> Tensor:

@@ -31,21 +31,24 @@ def draw_places(
         per_tuple: I ≤ N.
         length: H ≤ T.
         cut: where each piece starts.
+        generator: the source of the draws.
 
     Returns:
         origin [M, I] and offset [M, I].
 
     Raises:
-        InvalidProblem: too few trajectories, or too short ones.
+        InvalidProblem: too few trajectories, or too short ones, or a number below 1.
     """
     count, steps = trajectories.alive.shape
     device = trajectories.alive.device
+    if min(tuples, per_tuple, length) < 1:
+        raise InvalidProblem(f"{tuples} tuples of {per_tuple} fragments of {length} steps are none: give numbers of 1 or more")
     if count < per_tuple or steps < length:
         raise InvalidProblem(
             f"{tuples} tuples of {per_tuple} fragments of {length} steps do not fit into {count} trajectories of {steps} steps: play more or longer ones"
         )
     if count >= tuples * per_tuple:
-        origin = torch.arange(tuples * per_tuple, device=device).view(tuples, per_tuple)
+        origin = torch.randperm(count, generator=generator, device=device)[: tuples * per_tuple].view(tuples, per_tuple)
     else:
         origin = torch.rand(tuples, count, generator=generator, device=device).topk(per_tuple, dim=-1).indices
     if cut == "start":
@@ -60,14 +63,20 @@ def draw_fragments(
 
     Args:
         trajectories: [N, T], with the world's rewards.
+        tuples: M.
+        per_tuple: I ≤ N.
+        length: H ≤ T.
+        cut: where each piece starts.
+        generator: the source of the draws.
 
     Returns:
         the fragments, with NaN for outcomes, and their true rewards [M, I, H], 0 past the end of an episode.
 
     Raises:
-        InvalidProblem: too few trajectories, or too short ones.
+        InvalidProblem: too few trajectories, or too short ones, or without true rewards.
     """
-    assert trajectories.rewards is not None
+    if trajectories.rewards is None:
+        raise InvalidProblem("these trajectories carry no true rewards, by which fragments are compared: play them where there are some")
     origin, offset = draw_places(trajectories, tuples, per_tuple, length, cut, generator)
     states, actions, alive, rewards = (
         gather(table, origin, offset, length)

@@ -137,7 +137,7 @@ def compare(
         [M, 2, H], with outcomes and true rewards.
 
     Raises:
-        InvalidProblem: too few trajectories, or too short ones.
+        InvalidProblem: too few trajectories, or too short ones, or without true rewards.
     """
     drawn, rewards = draw_fragments(trajectories, pairs, 2, length, cut, generator)
     return replace(drawn.fragments, outcome=teacher.label(rewards, generator))

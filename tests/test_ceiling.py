@@ -14,6 +14,7 @@ from bilevel_gym import agents, checkpoint
 from bilevel_gym.agents.runs import Run, RunSpec
 from bilevel_gym.envs import with_true_reward
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
+from bilevel_gym.preferences import save_comparisons
 from bilevel_gym.rewards import EnvironmentReward
 from bilevel_gym.solvers import SAC
 
@@ -114,6 +115,22 @@ def test_a_run_is_saved_and_goes_on(tmp_path) -> None:
     other = agents.sac(tiny(), temperature=0.5)
     with pytest.raises(CheckpointError, match="temperature"):
         other.set_state(run.agent.get_state())
+
+
+def test_it_runs_where_the_others_ask_by_disagreement_and_begin_with_answers(tmp_path) -> None:
+    """One reward has nobody to disagree with, and a file's pairs no rewards: the ceiling of such a task would be refused, or end with the budget."""
+    known = gym.make(PENDULUM, preset="tiny")
+    known.reset(seed=0)
+    save_comparisons(tmp_path / "known.npz", known.unwrapped.evaluation.memory.content)
+    query = {"rule": "disagreement", "pairs": 2}
+    env = gym.make(PENDULUM, preset="tiny", members=3, query=query, budget=9, comparisons=str(tmp_path / "known.npz"))
+    env.reset(seed=1)
+    agent, asked = agents.sac(env), []
+    agent.learn(3, lambda agent, metrics: asked.append(metrics["comparisons_left"]))
+    assert asked[-1] == 0.0
+    assert env.unwrapped.problem.objective.query.rule == "disagreement"
+    with pytest.raises(UnsupportedProblem, match="comparisons hold states and actions alone"):
+        replace(agent.bilevel.problem.objective, comparisons=env.unwrapped.problem.objective.comparisons).check(agent.bilevel.problem)
 
 
 def test_where_there_is_no_simulator_it_says_so() -> None:

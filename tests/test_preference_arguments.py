@@ -53,6 +53,15 @@ def test_arguments_reach_the_parts_and_survive_json(name: str) -> None:
     assert again.unwrapped.problem.objective == env.unwrapped.problem.objective
 
 
+def test_longer_fragments_are_cut_from_longer_looks() -> None:
+    """Who asks for fragments longer than the preset's looks was told of steps, which nobody had named; and no look is longer than an episode."""
+    found = [
+        tiny(PENDULUM, horizon=horizon, objective=sizes).unwrapped.problem.objective.steps
+        for horizon, sizes in ((70, {"length": 60}), (70, {"length": 20}), (40, {}), (70, {"steps": 65}), (70, {"steps": None}))
+    ]
+    assert found == [60, 50, 40, 65, None]
+
+
 def test_what_is_asked_is_counted() -> None:
     """Without it the query's pairs or the budget might be read and not used."""
     env = tiny(PENDULUM, **{**ASKED, "half_rate": None, "budget": 14})
@@ -82,6 +91,9 @@ def test_an_unknown_knob_is_named(name: str) -> None:
         ({"objective": {"lenght": 3}}, UnknownName, "size of the objective 'lenght'; choose one of: .*length"),
         ({"objective": {"length": "long"}}, InvalidProblem, "length is 'long': it must be a whole number"),
         ({"objective": {"length": 30, "steps": 30}, "horizon": 20}, InvalidProblem, "20 steps are shorter than a fragment, which has 30"),
+        ({"objective": {"length": 60}}, InvalidProblem, "shorter than a fragment, which has 60: make horizon larger"),
+        ({"objective": {"steps": 3}}, InvalidProblem, "steps is 3, shorter than a fragment"),
+        ({"objective": {"steps": "many"}}, InvalidProblem, "steps is 'many': it must be a whole number"),
         ({"horizon": 3}, InvalidProblem, "make horizon larger"),
         ({"horizon": 12.5}, InvalidProblem, "horizon is 12.5: it must be a whole number, or None"),
         ({"rationality": -1.0}, InvalidProblem, "rationality is -1.0"),

@@ -265,14 +265,18 @@ def comparing(
         UnsupportedProblem: one network is asked for disagreement.
         InvalidProblem: comparisons or experts are of another world, or of other lengths, or an episode is shorter than a fragment.
     """
-    objective = replace(sizes.objective, **asking(teacher={**sizes.teacher, **(teacher or {})}, **asked))
+    given = asking(teacher={**sizes.teacher, **(teacher or {})}, **asked)
+    objective = replace(sizes.objective, **{**given, "steps": None})
     if sizes.horizon < objective.length:
         raise InvalidProblem(
             f"episodes of {sizes.horizon} steps are shorter than a fragment, which has {objective.length}: make horizon larger"
         )
-    objective = replace(objective, steps=None if objective.steps is None else min(objective.steps, sizes.horizon))
-    steps, device = objective.episode_steps(problem), problem.reward.device
-    shown = [from_minari(name, problem.world, steps=steps, device=device) for name in experts]
+    usual = sizes.objective.steps
+    steps = given.get("steps", usual and max(usual, objective.length))
+    objective = replace(objective, steps=steps)  # which refuses what is no number, or too few
+    objective = replace(objective, steps=steps and min(steps, sizes.horizon))
+    played, device = objective.episode_steps(problem), problem.reward.device
+    shown = [from_minari(name, problem.world, steps=played, device=device) for name in experts]
     known = None if comparisons is None else load_comparisons(comparisons, device=device)[0]
     objective = replace(objective, comparisons=known, experts=shown)
     objective.check(problem)

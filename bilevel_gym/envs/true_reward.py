@@ -7,6 +7,7 @@ from typing import Any
 
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.objectives import PreferenceObjective
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import EnvironmentReward
 
@@ -16,8 +17,9 @@ __all__ = ["with_true_reward"]
 def with_true_reward(env: Any, temperature: float | None = None) -> BilevelEnv:
     """The same environment for a follower who is told the truth: ``rewards.EnvironmentReward`` in place of r_x, and all else as it is.
 
-    World, solver, sizes and objective are those of ``env``, so that ``info`` has the same numbers. D = 1: x scales the true reward
-    and starts at 1. True rewards have units of their own, r_x on a preference task lies in [−1, 1]: the same τ means something else.
+    World, solver, sizes and objective are those of ``env``, so that ``info`` has the same numbers; but there is nobody to disagree, so
+    that pairs of a query rule are drawn uniformly, as many of them, and the queue starts empty, as comparisons from a file hold no
+    rewards. D = 1: x scales the true reward and starts at 1. True rewards have units of their own, r_x on a preference task lies in [−1, 1]: the same τ means something else.
 
     The simulators of trajectories are shared with ``env``: use one of the two at a time, and close them together.
 
@@ -39,5 +41,9 @@ def with_true_reward(env: Any, temperature: float | None = None) -> BilevelEnv:
         )
     given: Any = bilevel.problem
     regularizer = given.regularizer if temperature is None else Shannon(temperature)
-    problem = replace(given, reward=EnvironmentReward(device=given.reward.device), regularizer=regularizer)
+    objective = given.objective
+    if isinstance(objective, PreferenceObjective):
+        query = None if objective.query is None else replace(objective.query, rule="uniform")
+        objective = replace(objective, query=query, comparisons=None)
+    problem = replace(given, objective=objective, reward=EnvironmentReward(device=given.reward.device), regularizer=regularizer)
     return BilevelEnv(problem, bilevel.solver, solve_on_reset=bilevel.solve_on_reset, render_mode=bilevel.render_mode)

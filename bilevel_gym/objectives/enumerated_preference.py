@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.numerics import gradients
 from bilevel_gym.objectives.enumeration import Enumeration, fragments_of
 from bilevel_gym.objectives.pairs import answer_entropy, mean_losses, pair_losses
@@ -55,13 +55,25 @@ class EnumeratedPreference(ABC):
         losses = mean_losses(law, every.returns(problem.reward.at(x)), self._truth(problem, every), self.teacher)
         return (law * losses).sum(-1)
 
-    def entropy(self, problem: Problem, policy: Tensor) -> Tensor:
+    def entropy(self, problem: Problem, policy: Tensor, x: Tensor | None = None) -> Tensor:
         """The least that f can be on fragments of a policy, which the teacher's noise leaves over: [B, S, A] → [B].
 
         It is the entropy of the answers, as far as the loss can tell (``pairs.answer_entropy``). Under a Bradley–Terry teacher with a
         ``reference`` f attains it, at the true reward times the rationality; on-policy the fragments move with x.
+
+        Args:
+            problem: the problem.
+            policy: whose fragments, unless there is a ``reference``.
+            x: [D], where P depends on it.
+
+        Raises:
+            InvalidProblem: P depends on x, and none is given.
         """
-        every, law = self._law(problem, torch.zeros(problem.dimension, dtype=policy.dtype, device=policy.device), policy)
+        if x is None:
+            if problem.world.depends_on_x:
+                raise InvalidProblem("P depends on x here, and with it which fragments there are: say at which x")
+            x = torch.zeros(problem.dimension, dtype=policy.dtype, device=policy.device)
+        every, law = self._law(problem, x, policy)
         return answer_entropy(law, self._truth(problem, every), self.teacher)
 
     def fragments(self, problem: Problem, x: Tensor) -> Enumeration:
@@ -105,10 +117,16 @@ class EnumeratedPreference(ABC):
         advantage = torch.where(visits > 0, mean - (policy * mean).sum(-1, keepdim=True), 0.0)
         return advantage if self.on_policy else torch.zeros_like(advantage), visits.sum(-1)
 
+    def shown(self, problem: Problem, policy: Any) -> Any:
+        """The policy whose fragments are compared: the follower's, or the reference, brought to where x lives if it is a table."""
+        if self.reference is None:
+            return policy
+        return self.reference.to(problem.domain.device) if isinstance(self.reference, Tensor) else self.reference
+
     def _law(self, problem: Problem, x: Tensor, policy: Tensor) -> tuple[Enumeration, Tensor]:
         """All fragments, and the law of their kinds: [B, U]."""
         every = self.fragments(problem, x)
-        return every, every.law(policy if self.reference is None else self.reference)
+        return every, every.law(self.shown(problem, policy))
 
     def _truth(self, problem: Problem, every: Enumeration) -> Tensor:
         """What the teacher sees of each kind of fragment: [U, 2]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from math import ceil, inf, nan
+from math import inf, nan
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
-from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import as_table, rewards_of
 from bilevel_gym.objectives.enumerated_preference import EnumeratedPreference
-from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail, with_truth
+from bilevel_gym.objectives.held_out import accuracy, correlation, from_random_to_expert
+from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail, with_truth, world_at
 from bilevel_gym.preferences import (
     Cut,
     PreferenceBuffer,
@@ -168,8 +168,8 @@ class PreferenceObjective(EnumeratedPreference):
 
     def aside(self) -> PreferenceObjective:
         """The same f for single looks: fresh pairs, without a queue, a held-out set, more pairs at first, or a budget."""
-        rest = replace(self, initial_pairs=None, held_out_pairs=0, experts=(), comparisons=None)
-        return replace(rest, budget=None, half_rate=None, query=None, capacity=0)
+        nothing_kept: dict[str, Any] = {"held_out_pairs": 0, "experts": (), "comparisons": None, "query": None, "capacity": 0}
+        return replace(self, initial_pairs=None, budget=None, half_rate=None, **nothing_kept)
 
     @property
     def per_tuple(self) -> int:
@@ -180,7 +180,8 @@ class PreferenceObjective(EnumeratedPreference):
         """Refuse a problem that this objective is not for, before anything is played.
 
         Raises:
-            UnsupportedProblem: there are contexts, or a query rule asks a single network for disagreement.
+            UnsupportedProblem: there are contexts, a query rule asks a single network for disagreement, or the reward is none of the
+                states and actions that comparisons from a file hold.
             InvalidProblem: the given comparisons, or an expert's trajectories, are not of this world.
         """
         super().check(problem)
@@ -190,6 +191,10 @@ class PreferenceObjective(EnumeratedPreference):
         for name, steps in given:
             if steps is not None and (reason := misfit(steps, problem.world)):
                 raise InvalidProblem(f"the {name} are not of this world: {reason}")
+        if self.comparisons is not None and self.comparisons.rewards is None and hasattr(problem.reward, "of_transitions"):
+            raise UnsupportedProblem(
+                f"{type(problem.reward).__name__} is read from steps that were made, and the comparisons hold states and actions alone: leave them out"
+            )
 
     def start(self) -> PreferenceMemory:
         """An empty queue, or the given comparisons, and no held-out set yet."""
@@ -208,15 +213,17 @@ class PreferenceObjective(EnumeratedPreference):
             InvalidProblem: fragments are longer than episodes.
         """
         self.check(problem)
-        world = problem.world.at(x) if getattr(problem.world, "depends_on_x", False) else problem.world
+        world = world_at(problem, x)
         held_out, truth, spent = memory.held_out, memory.held_out_returns, 0
         if held_out is None and self.held_out_pairs:
-            held_out, truth, spent = self._held_out(problem, world, generator)
+            held_out, spent = self._held_out(problem, world, generator)
+            assert held_out.rewards is not None
+            truth = held_out.rewards.sum(-1)
         due, more = self._due(memory)
         pairs, steps = due or self.pairs, self._steps(problem)
         trajectories = shown = play(world, response.policy, self.trajectories or 2 * pairs, steps, generator)
         if self.reference is not None:
-            shown = play(world, self.reference, self.trajectories or 2 * pairs, steps, generator)
+            shown = play(world, self.shown(problem, None), self.trajectories or 2 * pairs, steps, generator)
             spent += shown.alive.numel()
         fresh, rewards = draw_fragments(shown, pairs, 2, self.length, self.cut, generator)
         queue = memory.queue
@@ -227,13 +234,13 @@ class PreferenceObjective(EnumeratedPreference):
             queue = queue.append(self._chosen(problem, x, shown, more, generator))
         logits = self.logits(problem, x, fresh.fragments)
         metrics = {
-            "accuracy_fresh": _accuracy(logits.mean(0), fresh.fragments.outcome) if due else nan,
+            "accuracy_fresh": accuracy(logits.mean(0), fresh.fragments.outcome) if due else nan,
             **reward_metrics(problem, x, trajectories),
         }
         if held_out is not None and truth is not None:
             learned = self.returns(problem, x, held_out).mean(0)
-            metrics["accuracy_held_out"] = _accuracy(learned[:, 0] - learned[:, 1], held_out.outcome)
-            metrics["correlation_held_out"] = _correlation(learned.flatten(), truth.flatten())
+            metrics["accuracy_held_out"] = accuracy(learned[:, 0] - learned[:, 1], held_out.outcome)
+            metrics["correlation_held_out"] = correlation(learned.flatten(), truth.flatten())
         asked = memory.asked + due + more
         if self.budget is not None:
             metrics["comparisons_left"] = float(self.budget - asked)
@@ -317,52 +324,12 @@ class PreferenceObjective(EnumeratedPreference):
         index = self.query.choose(self.logits(problem, x, candidates.fragments), count)
         return self._labelled(take(candidates.fragments, index), rewards[index], generator)
 
-    def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, Tensor, int]:
-        """Pairs out of what sixteen random policies and the experts play, each compared with any other; true returns; environment steps."""
-        steps, share = self.episode_steps(problem), min(ceil(self.held_out_pairs / 8), 4)
-        played = [play(world, world.exploratory(generator), share, steps, generator) for _ in range(16)]
-        spent = sum(one.alive.numel() for one in played)
-        for expert in self.experts:
-            count = ceil(16 * share / len(self.experts))
-            if isinstance(expert, Trajectory):
-                played.append(_some(with_truth(expert), count, steps, generator))
-            else:
-                played.append(play(world, expert, count, steps, generator))
-                spent += played[-1].alive.numel()
-        order = torch.randperm(sum(len(one.alive) for one in played), generator=generator, device=generator.device)
-        names = ("states", "actions", "alive", "rewards", *(() if any(one.terms is None for one in played) else ("terms",)))
-        mixed = Trajectory(**{name: concatenate_states([getattr(one, name) for one in played])[order] for name in names})
-        fragments = self._compared(mixed, self.held_out_pairs, generator)
-        assert fragments.rewards is not None
-        return fragments, fragments.rewards.sum(-1), spent
+    def _held_out(self, problem: Problem, world: World, generator: torch.Generator) -> tuple[Fragments, int]:
+        """The fixed pairs, each fragment compared with any other, and environment steps."""
+        played, spent = from_random_to_expert(
+            world, self.experts, pairs=self.held_out_pairs, steps=self.episode_steps(problem), generator=generator
+        )
+        return self._compared(played, self.held_out_pairs, generator), spent
 
     def _compared(self, trajectories: Trajectory, pairs: int, generator: torch.Generator) -> Fragments:
         return compare(trajectories, self.teacher, pairs=pairs, length=self.length, cut=self.cut, generator=generator)
-
-
-def _some(trajectories: Trajectory, count: int, steps: int, generator: torch.Generator) -> Trajectory:
-    """So many of given trajectories, and of each so many steps."""
-    rows, length = trajectories.alive.shape
-    if length < steps:
-        raise InvalidProblem(
-            f"the experts' trajectories have {length} steps: the held-out set cuts its fragments from {steps}, give as many"
-        )
-    chosen = torch.randint(rows, (count,), generator=generator, device=generator.device)
-    names = ("states", "actions", "alive", "rewards", *(() if trajectories.terms is None else ("terms",)))
-    return Trajectory(**{name: getattr(trajectories, name)[chosen][:, :steps] for name in names})
-
-
-def _correlation(learned: Tensor, truth: Tensor) -> float:
-    """Pearson's; 0 where one of the two does not vary, as NaN would make equal runs look unequal."""
-    learned, truth = (values.double() - values.double().mean() for values in (learned, truth))
-    scale = learned.norm() * truth.norm()
-    return float(learned @ truth / scale) if float(scale) > 0.0 else 0.0
-
-
-def _accuracy(logit: Tensor, outcome: Tensor) -> float:
-    """The share of decided pairs that r_x ranks as the label does; ½ where nothing is decided."""
-    decided = (outcome != 0.5) & ~outcome.isnan()
-    if not bool(decided.any()):
-        return 0.5
-    agreement = logit.sign() * (outcome - 0.5).sign()  # 1 where the order is right, 0 where r_x knows of none
-    return float((0.5 + 0.5 * agreement)[decided].mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,17 @@ def test_is_the_softmax_mixture() -> None:
     together = reward.of_transitions(x, replace(played, terms=terms[None]))
     torch.testing.assert_close(together, torch.stack([reward.of_transitions(member, played) for member in x]))
     assert torch.autograd.gradcheck(lambda leaf: reward.of_transitions(leaf, played), x[0].clone().requires_grad_())
+
+
+def test_starts_near_equal_weights_inside_its_box() -> None:
+    """A start far from 0 would be a mixture that nobody has asked for, or outside of the action space; for_world must hand on what it is told."""
+    world = SimpleNamespace(terms=("a", "b", "c"), device="cpu")
+    draws = torch.randn(3, generator=generator(4), dtype=torch.float32)
+    torch.testing.assert_close(RewardTerms.for_world(world).initial(generator(4)), 0.01 * draws)
+    reward = RewardTerms.for_world(world, scale=5.0, spread=3.0, bound=2.0)
+    torch.testing.assert_close(reward.initial(generator(4)), (3.0 * draws).clamp(-2.0, 2.0))
+    assert float(reward.weights(torch.tensor([0.3, -1.0, 2.0])).sum()) == pytest.approx(5.0)
+    assert (reward.bounds[0].tolist(), reward.bounds[1].tolist()) == ([-2.0] * 3, [2.0] * 3)
 
 
 def test_the_terms_of_halfcheetah_add_up_to_its_reward() -> None:

@@ -40,6 +40,20 @@ def test_x_has_a_logit_for_each_part(env_id) -> None:
     assert reward.scale == len(reward.names)
 
 
+def test_arguments_reach_the_parts() -> None:
+    """Any of them could be read and not used, and the task still run: another episode, another τ, another price of control."""
+    options = {"horizon": 33, "discount": 0.8, "temperature": 0.7, "effort": 0.2, "scale": 5.0}
+    env = reward_terms(env_id="Hopper-v5", preset="tiny", env_kwargs={"ctrl_cost_weight": 0.5}, **options)
+    problem = env.problem
+    assert (problem.world.horizon, problem.world.discount) == (33, 0.8)
+    assert problem.regularizer.temperature == 0.7
+    assert problem.reward.scale == 5.0
+    assert problem.objective.function == RunningLightly(3, 0.8, 0.2)
+    played = problem.world.rollout(problem.world.uniform(), trajectories=1, steps=2, generator=torch.Generator().manual_seed(0))
+    cost = played.terms[..., problem.world.terms.index("reward_ctrl")]
+    torch.testing.assert_close(cost, -0.5 * played.actions.square().sum(-1))
+
+
 def test_the_designer_counts_speed_and_effort() -> None:
     """γ, the price, a sign, or steps past an end in the sum: any of them is another objective."""
     terms = torch.tensor([[[9.0, 2.0], [9.0, 3.0], [9.0, 100.0]], [[9.0, -1.0], [9.0, 0.0], [9.0, 4.0]]])

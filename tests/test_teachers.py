@@ -170,8 +170,8 @@ def test_nothing_is_below_the_teachers_noise(name):
     truth = problem.world.true_reward.flatten()
     values += [float(problem.objective.value(problem, scale * truth, policy)) for scale in (0.5, 1.0, 2.0, 5.0)]
     assert 0.0 <= floor <= min(values)
+    moving = problems.preference_controlled(0)
     with pytest.raises(InvalidProblem, match="at which x"):
-        moving = problems.preference_controlled(0)
         moving.objective.entropy(moving, policy)
     silent = taught(Teacher(skip_below=100.0))
     assert float(silent.objective.entropy(silent, policy)) == float(silent.objective.value(silent, truth, policy)) == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +19,11 @@ from bilevel_gym.numerics import split_flat
 from bilevel_gym.problem import BilevelProblem
 from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward, MLPReward
-from bilevel_gym.solvers import SAC
+from bilevel_gym.solvers import SAC, products
 from bilevel_gym.solvers.actor_critic import GaussianLearner, Labelled
 from bilevel_gym.solvers.architectures import MLP
 from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
 from bilevel_gym.solvers.networks import GaussianPolicy, gaussian, layer_shapes, log_density
-from bilevel_gym.solvers.products import product_for
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, VectorWorld
 from tests.known import Known
@@ -169,17 +170,54 @@ def test_update_in_float32_is_that_in_float64() -> None:
 
 
 @pytest.mark.parametrize(("copies", "rows", "inner", "columns"), [(1, 512, 256, 256), (2, 300, 260, 270), (2, 30, 7, 5)])
-def test_product_is_the_product(copies: int, rows: int, inner: int, columns: int) -> None:
-    """Without it a kernel that takes its second factor transposed could be given the other one, which square matrices hide."""
+def test_quick_products_are_those_of_float32(copies: int, rows: int, inner: int, columns: int) -> None:
+    """Without it the kernels that an update takes could round factors, or take one for its transpose, which square matrices hide."""
     generator = seeded(0)
     left, right, bias = (torch.randn(copies, *size, generator=generator) for size in ((inner, rows), (columns, inner), (1, columns)))
     out = torch.empty(copies, rows, columns)
-    product = product_for(out)
     wanted = left.mT.double() @ right.mT.double()
     for factors in ((left.mT, right.mT), (left.mT.contiguous(), right.mT.contiguous())):
-        for offset in (None, bias):
-            assert product(*factors, offset, out) is out
-            torch.testing.assert_close(out.double(), wanted + (0.0 if offset is None else bias.double()), atol=1e-4, rtol=1e-5)
+        with products.quick_products(out):
+            assert torch.bmm(*factors, out=out) is out
+            torch.testing.assert_close(out.double(), wanted, atol=1e-4, rtol=1e-5)
+            torch.baddbmm(bias, *factors, out=out)
+        torch.testing.assert_close(out.double(), wanted + bias.double(), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has no such switch")
+@pytest.mark.parametrize("own", ["none", "ieee"])
+def test_quick_products_leave_the_switch_as_it_was(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it an update, or one that fails, would let everything after it round to bfloat16 where a processor does."""
+    switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    monkeypatch.setattr(products, "_exact", lambda: True)
+    before = switch.fp32_precision
+    switch.fp32_precision = own
+    try:
+        with suppress(KeyError), products.quick_products(torch.empty(0)):
+            assert switch.fp32_precision == "bf16"
+            raise KeyError
+        assert switch.fp32_precision == own
+        with products.quick_products(torch.empty(0, dtype=torch.float64)):
+            assert switch.fp32_precision == own
+        monkeypatch.setattr(products, "_exact", lambda: False)
+        with products.quick_products(torch.empty(0)):
+            assert switch.fp32_precision == own
+    finally:
+        switch.fp32_precision = before
+
+
+def test_rounding_to_bfloat16_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it an update on a processor that multiplies bfloat16 faster would no more be one in float32."""
+
+    @contextmanager
+    def rounding() -> Iterator[None]:
+        plain = Tensor.__matmul__
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "__matmul__", lambda left, right: plain(left.bfloat16().float(), right.bfloat16().float()))
+            yield
+
+    monkeypatch.setattr(products, "_onednn", rounding)
+    assert not products._exact.__wrapped__()
 
 
 def close(flat: Tensor, plain: nn.Sequential, sizes: tuple[int, ...], copies: int, copy: int) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bilevel_gym.solvers.learner import ActorCritic, ActorLearner, Rates, Setting
+from bilevel_gym.solvers.learner import ActorLearner
 from bilevel_gym.solvers.networks import Perceptrons, gaussian, log_density
 
 __all__ = ["GaussianLearner", "Labelled"]
@@ -60,11 +60,6 @@ class GaussianLearner(ActorLearner[Labelled, tuple[_Drawn, _Drawn]]):
     _critic_net: Perceptrons
     _actor_net: Perceptrons
 
-    def __init__(self, networks: ActorCritic, setting: Setting, rates: Rates, *, batch_size: int, updates: int = 0) -> None:
-        super().__init__(networks, setting, rates, batch_size=batch_size, updates=updates)
-        self._first_weight = self._critic[0][:, self._actor[0].shape[1] :].mT
-        """[2, hidden, action] the transposed weights of the critics' first layer that multiply the action."""
-
     def _draw(self, batch: Labelled) -> tuple[_Drawn, _Drawn]:
         output = self._actor_net.forward(self._actor, torch.cat([batch.states, batch.following]))[0]
         mean, log_std = gaussian(output)
@@ -94,7 +89,7 @@ class GaussianLearner(ActorLearner[Labelled, tuple[_Drawn, _Drawn]]):
         values = self._values(self._critic, batch.states, here.actions)
         lowest = (values == values.amin(0)).to(values.dtype)
         first = self._critic_net.backward(self._critic, lowest.div_(-count), None)
-        by_action = torch.bmm(first, self._first_weight).sum(0)
+        by_action = torch.bmm(first, self._critic[0].mT).sum(0)[:, batch.states.shape[1] :]
 
         by_drive = by_action.addcmul_(by_action, here.actions.square(), value=-1.0).add_(here.actions * (2.0 * weight))
         raw = here.output[:, here.drive.shape[-1] :]

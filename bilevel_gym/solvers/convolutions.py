@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from bilevel_gym.numerics import split_flat
 from bilevel_gym.solvers.networks import Perceptrons
-from bilevel_gym.solvers.products import product_for
 
 __all__ = ["NATURE", "Convolution", "Convolutions", "after", "convolve", "initial_convolutions"]
 
@@ -84,7 +83,6 @@ class Convolutions:
 
     def __init__(self, layers: Sequence[Convolution], shapes: Sequence[tuple[int, ...]], head: Perceptrons, like: Tensor) -> None:
         self._layers, self._shapes, self._head, self._count = layers, shapes, head, 2 * len(layers)
-        self._multiply = product_for(like)
         self._units: list[list[Tensor]] = []
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -116,7 +114,7 @@ class Convolutions:
         """
         first = self._head.backward(parameters[self._count :], cotangent, gradient[self._count :])
         weight = parameters[self._count]
-        features = self._multiply(first, weight.mT, None, first.new_empty(*first.shape[:2], weight.shape[1]))
+        features = torch.bmm(first, weight.mT)
         for copy, units in enumerate(self._units):
             kept = [part[: first.shape[1]] for part in units]
             _, channels, height, width = kept[-1].shape

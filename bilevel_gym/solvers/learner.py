@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.solvers.architectures import Architecture
+from bilevel_gym.solvers.products import quick_products
 
 __all__ = ["ActorCritic", "ActorLearner", "Learner", "Rates", "Setting"]
 
@@ -122,7 +123,8 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         Args:
             batch: n transitions.
         """
-        self._descend_all(batch)
+        with quick_products(self.networks.actor):
+            self._descend_all(batch)
         self.updates += 1
         if self.updates % self.rates.target_every == 0:
             self.networks.target.lerp_(self.networks.critic, self.rates.polyak)

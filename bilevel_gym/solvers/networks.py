@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.numerics import EDGE_DRIVE, place_in_box, split_flat
-from bilevel_gym.solvers.products import product_for
 
 __all__ = ["GaussianPolicy", "Perceptrons", "gaussian", "initial_parameters", "layer_shapes", "log_density", "numel", "perceptron"]
 
@@ -63,7 +62,6 @@ class Perceptrons:
         self._units, self._slopes = ([like.new_empty(copies, rows, width) for width in sizes[1:-1]] for _ in range(2))
         self._product = self._slopes[-1]  # free until the backward pass writes it
         self._out = like.new_empty(copies, rows, sizes[-1])
-        self._multiply = product_for(like)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Weights [C, in, out] and biases [C, 1, out] in turn, as views: [P] → list."""
@@ -81,10 +79,10 @@ class Perceptrons:
         """
         units = self._inputs = inputs.expand(self.copies, -1, -1)
         for layer, buffer in enumerate(self._units):
-            units = self._multiply(units, parameters[2 * layer], parameters[2 * layer + 1], buffer).relu_()
+            units = torch.baddbmm(parameters[2 * layer + 1], units, parameters[2 * layer], out=buffer).relu_()
         weight, bias = parameters[-2:]
         if self.sizes[-1] > 1:
-            return self._multiply(units, weight, bias, self._out)
+            return torch.baddbmm(bias, units, weight, out=self._out)
         # A product with one column is several times slower than an elementwise one and a sum.
         torch.mul(units, weight.mT, out=self._product)
         return torch.sum(self._product, -1, keepdim=True, out=self._out).add_(bias)
@@ -102,21 +100,26 @@ class Perceptrons:
         """
         rows = cotangent.shape[1]
         for layer in range(len(self.sizes) - 2, -1, -1):
-            below = (self._units[layer - 1] if layer else self._inputs)[:, :rows]
+            below = _top(self._units[layer - 1] if layer else self._inputs, rows)
             if gradient is not None:
-                if cotangent.shape[-1] > 1:
-                    self._multiply(below.mT, cotangent, None, gradient[2 * layer])
-                else:  # as a row, since a product with one column is several times slower
-                    self._multiply(cotangent.mT, below, None, gradient[2 * layer].mT)
+                if cotangent.shape[-1] < below.shape[-1]:  # the narrow factor first: a product is several times slower the other way round
+                    gradient[2 * layer].copy_(torch.bmm(cotangent.mT, below).mT)
+                else:
+                    torch.bmm(below.mT, cotangent, out=gradient[2 * layer])
                 torch.sum(cotangent, 1, keepdim=True, out=gradient[2 * layer + 1])
             if layer:
-                slope = self._slopes[layer - 1][:, :rows]
+                slope = _top(self._slopes[layer - 1], rows)
                 if cotangent.shape[-1] == 1:
                     torch.mul(cotangent, parameters[2 * layer].mT, out=slope)
                 else:
-                    self._multiply(cotangent, parameters[2 * layer].mT, None, slope)
+                    torch.bmm(cotangent, parameters[2 * layer].mT, out=slope)
                 cotangent = torch.ops.aten.threshold_backward.grad_input(slope, below, 0, grad_input=slope)
         return cotangent
+
+
+def _top(stack: Tensor, rows: int) -> Tensor:
+    """The first rows of each: [C, n, w] → [C, rows, w], a single one with the strides of a tensor of its own, or oneDNN makes it one."""
+    return stack[:, :rows] if len(stack) > 1 else stack[0, :rows].unsqueeze(0)
 
 
 def perceptron(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:

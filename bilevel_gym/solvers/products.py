@@ -1,41 +1,52 @@
-"""Batched matrix products by the quickest kernels that torch carries."""
+"""Which kernels multiply matrices on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["LARGE", "Product", "product_for"]
-
-Product = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""(left [C, n, i], right [C, i, o], bias [C, 1, o] or None, out [C, n, o]) → out, which then is left·right + bias."""
-
-LARGE = 2**24
-"""n·i·o from which on oneDNN is the quicker one: a call of it costs about 15 µs more, the arithmetic half."""
+__all__ = ["quick_products"]
 
 
-def product_for(like: Tensor) -> Product:
-    """The quickest product for tensors of this dtype on this device.
+@contextmanager
+def quick_products(like: Tensor) -> Iterator[None]:
+    """Within this, matrices of this dtype on this device are multiplied by the quickest kernels that torch carries.
 
-    torch sends ``bmm`` on a CPU to the BLAS that it was built with. That is MKL on x86, which leaves AVX-512 alone on AMD's
-    processors. oneDNN, which torch carries for its compiler, uses it: a 256×256×256 product on two cores of Zen 5 takes 80 µs instead
-    of 158 (``benchmarks/sac_vs_sb3.py`` measures both). It has kernels for float32, on CPUs.
+    torch sends products on a CPU to the BLAS that it was built with. That is MKL on x86, which leaves AVX-512 alone on AMD's
+    processors. oneDNN, which torch carries as well, uses it: a 256×256×256 product on two cores of Zen 5 takes 80 µs instead of 160,
+    and of two in a batch each has a core of its own (``benchmarks/sac_vs_sb3.py`` measures them).
+
+    torch takes oneDNN for float32 only where its switch ``torch.backends.mkldnn.matmul.fp32_precision`` permits to round factors to
+    bfloat16. oneDNN makes use of that where a processor multiplies such numbers faster (AMX on x86), and nowhere else; so the
+    switch is touched only where a product shows that nothing is rounded, and set back in the end.
     """
-    onednn = like.device.type == "cpu" and like.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return _large_by_onednn if onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise") else _batched
+    if like.device.type != "cpu" or like.dtype != torch.float32 or not _exact():
+        yield
+        return
+    with _onednn():
+        yield
 
 
-def _batched(left: Tensor, right: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    return torch.bmm(left, right, out=out) if bias is None else torch.baddbmm(bias, left, right, out=out)
+@contextmanager
+def _onednn() -> Iterator[None]:
+    switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = switch.fp32_precision
+    switch.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
-def _large_by_onednn(left: Tensor, right: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    copies, rows, columns = out.shape
-    if rows * columns * left.shape[-1] < LARGE:
-        return _batched(left, right, bias, out)
-    for copy in range(copies):
-        offset = None if bias is None else bias[copy, 0]
-        out[copy] = torch.ops.mkldnn._linear_pointwise(left[copy], right[copy].mT, offset, "none", [], "")
-    return out
+@cache
+def _exact() -> bool:
+    """Whether there is such a switch (torch 2.9), and float32 stays float32 under it: the last bit of a factor comes out again."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        return False
+    factor = torch.full((2, 256, 256), 1.0 + torch.finfo(torch.float32).eps)
+    with _onednn():
+        return torch.equal(factor @ torch.eye(256).expand(2, -1, -1), factor)

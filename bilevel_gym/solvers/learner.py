@@ -123,7 +123,7 @@ class Learner(ABC, Generic[Labelled, Drawn]):
         Args:
             batch: n transitions.
         """
-        with quick_products(self.networks.actor):
+        with quick_products(self.networks.critic):
             self._descend_all(batch)
         self.updates += 1
         if self.updates % self.rates.target_every == 0:

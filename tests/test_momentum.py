@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -144,6 +145,37 @@ def test_a_critic_that_draws_is_had_again_with_the_same_draws():
     estimate, state = inner(oracle, x, response, oracle.evaluate(x, response), ScoreState())
     assert torch.equal(inner.again(oracle, x, response, state).value, estimate.value)
     assert float(estimate.implicit.norm()) > 0.0
+
+
+@pytest.mark.parametrize(
+    "options", [{"sensitivity": "one_step"}, {"sensitivity": "rollout", "weighting": "advantage"}, {"sensitivity": "critic"}], ids=str
+)
+def test_again_on_a_simulator_is_the_same_estimate(options):
+    """The actions that E_π is taken over, and the features of L, are draws too; those of a second estimate for one response are its own."""
+    env = gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped
+    env.reset(seed=0)
+    inner, state, found = ScoreFunction(window="frozen", **options), ScoreState(), []
+    for _ in range(2):
+        env.step(env.x.numpy())
+        for _ in range(2):
+            estimate, state = inner(env.oracle, env.x, env.response, env.evaluation, state)
+            found.append(estimate.implicit)
+            assert torch.equal(inner.again(env.oracle, env.x, env.response, state).value, estimate.value)
+    assert float(found[-1].norm()) > 0.0
+    assert torch.equal(found[-1], found[-2]) == (options["sensitivity"] != "one_step")
+
+
+def test_nothing_is_learnt_where_every_label_is_skipped():
+    """The implicit part is zero then, and not an error about no states."""
+    options = {"preset": "tiny", "teacher": {"skip_below": 1e9}}
+    for name in ("Pendulum", "CartPole"):
+        env = gym.make(f"bilevel/{name}Preference-v0", **options).unwrapped
+        env.reset(seed=0)
+        assert bool(env.evaluation.fresh.fragments.outcome.isnan().all())
+        for sensitivity in ("one_step", "critic", "rollout"):
+            inner = ScoreFunction(sensitivity, "frozen")
+            estimate, _ = inner(env.oracle, env.x, env.response, env.evaluation, ScoreState())
+            assert float(estimate.value.norm()) == 0.0
 
 
 def test_continuations_are_weighted_step_by_step():

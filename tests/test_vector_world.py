@@ -16,7 +16,11 @@ import pytest
 import torch
 
 from bilevel_gym.agents.runs import make_env
-from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra, UnknownName
+from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra, UnknownName, UnsupportedProblem
+from bilevel_gym.problem import BilevelProblem
+from bilevel_gym.regularizers import Shannon
+from bilevel_gym.rewards import EnvironmentReward
+from bilevel_gym.solvers import SAC
 from bilevel_gym.types import Policy, World
 from bilevel_gym.worlds import UniformPolicy, VectorWorld, mujoco_world
 
@@ -37,6 +41,24 @@ class Walk(gym.Env[np.ndarray, np.ndarray]):
         """Move, and earn 1."""
         self.place = self.place + action
         return self.place.copy(), 1.0, bool(self.place[0] > 1.0), False, {}
+
+
+class Canvas(gym.Env[np.ndarray, np.ndarray]):
+    """Four small pictures of noise, whatever is done."""
+
+    observation_space = gym.spaces.Box(0, 255, (4, 12, 12), np.uint8)
+
+    def __init__(self, *, still: bool = False) -> None:
+        self.action_space = gym.spaces.Box(np.float32(-1.0), np.array([1.0, -1.0 if still else 2.0], np.float32))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Noise."""
+        super().reset(seed=seed)
+        return self.np_random.integers(256, size=(4, 12, 12), dtype=np.uint8), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """More noise."""
+        return self.np_random.integers(256, size=(4, 12, 12), dtype=np.uint8), 0.0, False, False, {}
 
 
 class Steps(gym.Env[dict[str, Any], np.int64]):
@@ -213,6 +235,29 @@ def test_quadrature_has_the_mean_of_the_policy(pendulum: VectorWorld) -> None:
     torch.testing.assert_close((weights[..., None] * actions).sum(0), reference, atol=0.08, rtol=0.0)
 
 
+def test_pictures_with_actions_in_a_box() -> None:
+    """Without it E_π over such states would have the weights 1/K in whole numbers, all 0, and held-out fragments nobody to play them."""
+    world = VectorWorld(Canvas, 0.9, horizon=5)
+    played = world.rollout(world.exploratory(seeded(0)), trajectories=2, steps=5, generator=seeded(1))
+    states, (low, high) = played.states.flatten(0, 1), (world.action_low, world.action_high)
+    assert states.dtype == torch.uint8
+    assert bool(((played.actions >= low) & (played.actions <= high)).all())
+    assert len(played.actions.flatten().unique()) > 10
+    actions, weights = world.quadrature(world.uniform(), states, 500, seeded(2))
+    assert actions.shape == (500, 10, 2)
+    torch.testing.assert_close((weights[..., None] * actions).sum(0), (0.5 * (low + high)).expand(10, -1), atol=0.15, rtol=0.0)
+    with pytest.raises(UnsupportedProblem, match="CnnPolicy"):
+        SAC().start(BilevelProblem(world, EnvironmentReward(), Shannon(0.1), None))  # type: ignore[arg-type]
+
+
+def test_quadrature_over_no_states(pendulum: VectorWorld) -> None:
+    """Without it a batch in which every label was skipped would end in an error of a reshape."""
+    for world, action in ((pendulum, (1,)), (VectorWorld("CartPole-v1", 0.9, horizon=4), ())):
+        actions, weights = world.quadrature(world.uniform(), torch.empty(0, *world.observation_shape), 2, seeded(0))
+        assert actions.shape == (2, 0, *action)
+        assert weights.shape == (2, 0)
+
+
 def test_exploratory_policies_differ_in_quality() -> None:
     """Without it held-out fragments could all be alike, and a held-out accuracy would mean nothing."""
     world = VectorWorld("Pendulum-v1", 0.99, horizon=100)
@@ -246,10 +291,12 @@ def test_description_without_its_simulators_is_pickled(pendulum: VectorWorld) ->
 
 def test_refuses_what_does_not_fit() -> None:
     """Without it several discrete actions at once, or pixels, would fail inside a network instead of at the door."""
-    with pytest.raises(InvalidProblem, match="Box with finite bounds or a Discrete"):
+    with pytest.raises(InvalidProblem, match="Box with finite bounds that differ or a Discrete"):
         VectorWorld("WalkTwice-v0", 0.99, horizon=10)
     with pytest.raises(InvalidProblem, match="flat Box"):
         VectorWorld("WalkGrid-v0", 0.99, horizon=10)
+    with pytest.raises(InvalidProblem, match="bounds that differ"):
+        VectorWorld(lambda: Canvas(still=True), 0.99, horizon=10)
     with pytest.raises(InvalidProblem, match="discount"):
         VectorWorld("Walk-v0", 1.0, horizon=10)
     with pytest.raises(InvalidProblem, match="horizon"):

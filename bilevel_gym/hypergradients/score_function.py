@@ -53,7 +53,9 @@ class ScoreState:
     earlier: Fragments | None = field(default=None, metadata={"transient": True})
     """What L was fitted on."""
     noise: Tensor | None = field(default=None, metadata={"transient": True})
-    """The generator's state before the first draw for these samples."""
+    """The generator's state before L was fitted for these samples."""
+    drawn: Tensor | None = field(default=None, metadata={"transient": True})
+    """The generator's state before the last estimate's own draws."""
     evaluations: int = 0
     """Evaluations seen."""
 
@@ -183,6 +185,7 @@ class ScoreFunction:
         batch = fresh.fragments if self.batch is None or not queue else queue.sample(self.batch, oracle.generator)
         if state.fresh is not fresh:
             state = self._begin(oracle, x, response, fresh, state)
+        state = replace(state, drawn=oracle.generator.get_state())
         weighed = replace(state, fresh=as_samples(batch)) if self.stale else state
         return self._estimate(Point(problem, x, response, oracle.generator), batch, weighed), state
 
@@ -201,10 +204,12 @@ class ScoreFunction:
         fresh, generator = state.fresh, torch.Generator(device=oracle.generator.device)
         assert fresh is not None
         assert state.noise is not None
-        generator.set_state(state.noise)
+        assert state.drawn is not None
         at = Point(oracle.problem, x, response, generator, importance)
         if self.learns:
+            generator.set_state(state.noise)
             state = replace(state, weights=self._weights(at, fresh, state.earlier))
+        generator.set_state(state.drawn)
         return self._estimate(at, fresh.fragments, state)
 
     # ------------------------------------------------------------------------------------------ once for each response

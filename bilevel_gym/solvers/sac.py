@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.solvers.actor_critic import GaussianLearner, Labelled
 from bilevel_gym.solvers.architectures import MLP
 from bilevel_gym.solvers.learner import ActorCritic, Setting
@@ -34,6 +35,13 @@ class SAC(OffPolicySolver):
     """
 
     takes = ("action_low", "continuous")
+
+    def _check(self, problem: Any) -> None:
+        super()._check(problem)
+        if len(shape := problem.world.observation_shape) != 1:
+            raise UnsupportedProblem(
+                f"SAC reads flat observations, and these are pictures {shape}: use solvers.from_sb3(SAC, policy='CnnPolicy'), or flatten them"
+            )
 
     def _setting(self, problem: Any) -> Setting:
         world, actions = problem.world, problem.world.action_size

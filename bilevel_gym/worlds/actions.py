@@ -13,7 +13,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.frames import to_stacks
 from bilevel_gym.types import Policy
-from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
+from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy, feature_count
 
 __all__ = ["BoxActions", "Choices", "action_kind"]
 
@@ -38,15 +38,15 @@ class BoxActions:
 
     def exploratory(self, observation_shape: tuple[int, ...], generator: torch.Generator) -> LinearPolicy:
         """A random linear feedback of random gain and noise, from nearly still to bang-bang (see ``LinearPolicy.random``)."""
-        return LinearPolicy.random(observation_shape[0], self.low, self.high, generator)
+        return LinearPolicy.random(feature_count(observation_shape), self.low, self.high, generator)
 
     def quadrature(self, policy: Policy, states: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``count`` draws of weight 1/count, from one call of the policy: actions [K, n, action], weights [K, n]."""
         repeated = states.expand(count, *states.shape).flatten(0, 1)
         with torch.no_grad():
             actions = policy.sample(repeated, generator)
-        weights = torch.full((count, states.shape[0]), 1.0 / count, dtype=states.dtype, device=states.device)
-        return actions.view(count, states.shape[0], -1), weights
+        weights = torch.full((count, states.shape[0]), 1.0 / count, dtype=actions.dtype, device=actions.device)
+        return actions.unflatten(0, weights.shape), weights
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def action_kind(space: gym.Space[Any], name: str, device: torch.device) -> BoxAc
     """
     if isinstance(space, gym.spaces.Discrete):
         return Choices(int(space.n), device)
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded() or bool((space.low == space.high).any()):
         raise InvalidProblem(
-            f"{name} has actions {space}: a flat Box with finite bounds or a Discrete space is needed; give a function that makes it {_cure(space)}"
+            f"{name} has actions {space}: a flat Box with finite bounds that differ or a Discrete space is needed; give a function that makes it {_cure(space)}"
         )
     return BoxActions(*(torch.from_numpy(edge.astype(np.float32)).to(device) for edge in (space.low, space.high)))
 

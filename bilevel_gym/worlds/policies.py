@@ -11,7 +11,7 @@ from torch import Tensor
 from bilevel_gym.frames import coarse
 from bilevel_gym.numerics import EDGE, draw_categorical, place_in_box
 
-__all__ = ["LinearPolicy", "SoftmaxPolicy", "UniformChoice", "UniformPolicy"]
+__all__ = ["LinearPolicy", "SoftmaxPolicy", "UniformChoice", "UniformPolicy", "feature_count"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class UniformPolicy:
     high: Tensor
 
     def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """[n, observation] → [n, action]."""
+        """[n, *observation] → [n, action]."""
         unit = torch.rand(observations.shape[0], self.low.shape[0], generator=generator, device=generator.device).to(self.low.device)
         return torch.lerp(self.low, self.high, unit)
 
     def mean(self, observations: Tensor) -> Tensor:
-        """The centre of the box: [n, observation] → [n, action]."""
+        """The centre of the box: [n, *observation] → [n, action]."""
         return torch.lerp(self.low, self.high, 0.5).expand(observations.shape[0], -1)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ class UniformPolicy:
 
 @dataclass(frozen=True)
 class LinearPolicy:
-    """a = the box's image of tanh(W s + b + σε), ε standard normal.
+    """a = the box's image of tanh(W φ(s) + b + σε), ε standard normal; φ as for ``SoftmaxPolicy``.
 
     Args:
-        weight: [action, observation] W.
+        weight: [action, features] W.
         bias: [action] b.
         noise: [] σ.
         low: [action] the lower corner of the box.
@@ -60,28 +60,28 @@ class LinearPolicy:
     high: Tensor
 
     @classmethod
-    def random(cls, observation_size: int, low: Tensor, high: Tensor, generator: torch.Generator) -> LinearPolicy:
-        """Draw one: W and b normal with a gain that is log-uniform in [0.1, 10], σ uniform in [0, 1].
+    def random(cls, width: int, low: Tensor, high: Tensor, generator: torch.Generator) -> LinearPolicy:
+        """Draw one for ``width`` features: W and b normal with a gain that is log-uniform in [0.1, 10], σ uniform in [0, 1].
 
         A small gain hardly moves; a large one is bang-bang control, which by luck runs forward or backward.
         """
         source = generator.device
         gain, noise = torch.rand(2, generator=generator, device=source)
-        drawn = torch.randn(low.shape[0], observation_size + 1, generator=generator, device=source)
-        drawn = (drawn * 10.0 ** (2.0 * gain - 1.0) / observation_size**0.5).to(low.device)
+        drawn = torch.randn(low.shape[0], width + 1, generator=generator, device=source)
+        drawn = (drawn * 10.0 ** (2.0 * gain - 1.0) / width**0.5).to(low.device)
         return cls(drawn[:, :-1].contiguous(), drawn[:, -1].clone(), noise.to(low.device), low, high)
 
     def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
-        """[n, observation] → [n, action]."""
+        """[n, *observation] → [n, action]."""
         noise = torch.randn(observations.shape[0], self.low.shape[0], generator=generator, device=generator.device).to(self.low.device)
         return self._squash(self._drive(observations) + self.noise * noise)
 
     def mean(self, observations: Tensor) -> Tensor:
-        """The action without noise: [n, observation] → [n, action]."""
+        """The action without noise: [n, *observation] → [n, action]."""
         return self._squash(self._drive(observations))
 
     def _drive(self, observations: Tensor) -> Tensor:
-        return observations @ self.weight.mT + self.bias
+        return _features(observations) @ self.weight.mT + self.bias
 
     def _squash(self, drive: Tensor) -> Tensor:
         return torch.lerp(self.low, self.high, 0.5 + 0.5 * torch.tanh(drive))
@@ -133,7 +133,7 @@ class SoftmaxPolicy:
     ) -> SoftmaxPolicy:
         """Draw one of A = ``count`` actions: W and b normal, their gain log-uniform in [0.1, 10], from nearly uniform to nearly greedy."""
         source = generator.device
-        width = _features(torch.zeros(1, *observation_shape)).shape[-1]
+        width = feature_count(observation_shape)
         gain = torch.rand(1, generator=generator, device=source)
         drawn = (torch.randn(count, width + 1, generator=generator, device=source) * 10.0 ** (2.0 * gain - 1.0)).to(device)
         return cls(drawn[:, :-1] / width**0.5, drawn[:, -1].clone())
@@ -149,6 +149,11 @@ class SoftmaxPolicy:
     def probabilities(self, observations: Tensor) -> Tensor:
         """[n, *observation] → [n, A]."""
         return torch.softmax(_features(observations) @ self.weight.mT + self.bias, -1)
+
+
+def feature_count(observation_shape: tuple[int, ...]) -> int:
+    """How many numbers φ(s) has, s of one observation's shape."""
+    return _features(torch.zeros(1, *observation_shape)).shape[-1]
 
 
 def _features(observations: Tensor) -> Tensor:

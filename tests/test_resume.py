@@ -98,9 +98,11 @@ def test_a_number_that_is_not_finite_ends_the_run_in_good_order(broken: str, tmp
     """Without it a NaN would be trained on, or end the run without saying where, and with the steps since the last checkpoint lost."""
     run = Run.create(PENDULUM, tmp_path / "run")
     states: list[Any] = []
+    agents: list[Any] = []
 
     def breaks(agent: Any, metrics: Any) -> None:
         states.append(agent.bilevel.get_state())
+        agents.append(agent.get_state())
         if len(states) < 2:
             return
         nan = torch.tensor(float("nan"))
@@ -111,9 +113,12 @@ def test_a_number_that_is_not_finite_ends_the_run_in_good_order(broken: str, tmp
         else:
             estimate = type(agent.estimator)._estimate
 
+            calls: list[Any] = []
+
             def spoiled(*arguments: Any) -> Any:
                 found = estimate(*arguments)
-                return replace(found, value=found.value * nan)
+                calls.append(found)
+                return found if len(calls) == 1 else replace(found, value=found.value * nan)
 
             monkeypatch.setattr(type(agent.estimator), "_estimate", spoiled)
 
@@ -130,4 +135,5 @@ def test_a_number_that_is_not_finite_ends_the_run_in_good_order(broken: str, tmp
     moved = {"response": 0, "counters": 0, "aside": 0}  # the replay, what the estimator asked for, and its draws
     assert equal({**saved, **moved}, {**before, **moved})
     assert equal(saved["response"]["fields"]["policy"], before["response"]["fields"]["policy"])
+    assert equal(again.agent.get_state(), agents[1]), "the agent must not have made updates of a step that was none"
     assert again.train(3)

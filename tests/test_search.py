@@ -172,7 +172,11 @@ def test_random_steps_are_clipped_to_the_cube():
     """At a corner half of all steps lead out of it, where the objective need not exist."""
     state = RandomSearch(step_size=1.0).init(np.array([0.0, 1.0]), np.random.default_rng(0))
     state = RandomSearch().tell(state, state.point, 1.0)
-    asked = np.stack([RandomSearch().ask(state)[0] for _ in range(50)])
+    asked = []
+    for _ in range(50):
+        point, state = RandomSearch().ask(state)
+        asked.append(point)
+    asked = np.stack(asked)
     assert (asked.min(), asked.max()) == (0.0, 1.0)
 
 
@@ -255,6 +259,36 @@ def test_states_are_not_changed_in_place():
     assert search.tell(told, last, 0.5).tried == []
     assert str(checkpoint.pack(told)) == str(before)
     np.testing.assert_array_equal(search.ask(start)[0], first)
+    steps = RandomSearch()
+    told = steps.tell(steps.init(np.full(3, 0.5), np.random.default_rng(0)), np.full(3, 0.5), 1.0)
+    np.testing.assert_array_equal(*(steps.ask(told)[0] for _ in range(2)))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_step_that_fails_is_proposed_again(name):
+    """Without it the search would go on with a point that was never tried, and another one than if nothing had happened."""
+
+    class Refusing(Bowl):
+        fails = False
+
+        def step(self, action):
+            if self.fails:
+                raise OSError
+            return super().step(action)
+
+    runs = []
+    for failing in (False, True):
+        env = Refusing()
+        env.reset(seed=3)
+        agent = SearchAgent(env, SEARCHES[name]).learn(7)
+        if failing:
+            env.fails = True
+            with pytest.raises(OSError, match=r"^$"):
+                agent.learn(1)
+            env.fails = False
+        agent.learn(9)
+        runs.append(np.stack(env.seen))
+    np.testing.assert_array_equal(*runs)
 
 
 # ---------------------------------------------------------------------------------------------- going on

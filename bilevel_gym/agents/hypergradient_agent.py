@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from math import isfinite
 from typing import Any, Protocol
 
@@ -87,6 +88,7 @@ class HypergradientAgent(Agent):
         self._low, self._high = (torch.as_tensor(side, dtype=self.x.dtype, device=self.x.device) for side in (low, high))
         self.optimizer = optimizer([self.x])
         self._estimator_state: Any = None
+        self._before: tuple[int, Any, dict[str, Any]] | None = None
 
     @torch.no_grad()
     def act(self, observation: Any = None, info: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -100,15 +102,35 @@ class HypergradientAgent(Agent):
             [D], inside the action space; [N, D] for a batch.
 
         Raises:
-            InvalidAction: the estimate has a NaN or an infinity; x is as it was.
+            InvalidAction: the estimate has a NaN or an infinity; optimizer and estimator are as they were.
         """
         bilevel = self.bilevel
         if bilevel.x is None:
             raise gym.error.ResetNeeded("call env.reset() before agent.act()")
+        self.x.copy_(bilevel.x)
+        self._before = (self.x_updates, self._estimator_state, deepcopy(self.optimizer.state_dict()))
+        try:
+            self._update()
+        except BaseException:
+            self.take_back()
+            raise
+        x: np.ndarray = self.x.cpu().numpy().copy()
+        return x
+
+    def take_back(self) -> None:
+        """Undo the last ``act``: optimizer, estimator and counter are as they were, and x is where the environment stands."""
+        if self._before is not None:
+            self.x_updates, self._estimator_state, optimizer = self._before
+            self.optimizer.load_state_dict(optimizer)
+            self.x.copy_(self.bilevel.x)
+            self._before = None
+
+    def _update(self) -> None:
+        """All updates of x between two steps of the environment."""
+        bilevel = self.bilevel
         oracle, response, evaluation = bilevel.oracle, bilevel.response, bilevel.evaluation
         if self._estimator_state is None:
             self._estimator_state = (self.estimator.init(oracle),)
-        self.x.copy_(bilevel.x)
         count = self.updates_per_step if isinstance(self.updates_per_step, int) else self.updates_per_step(evaluation)
         for _ in range(count + (self.warmup_updates if self.x_updates == 0 else 0)):
             self.hypergradient, after = self.estimator(oracle, self.x, response, evaluation, self._estimator_state[0])
@@ -121,8 +143,6 @@ class HypergradientAgent(Agent):
             self.optimizer.step()
             self.x.clamp_(self._low, self._high)
             self.x_updates += 1
-        x: np.ndarray = self.x.cpu().numpy().copy()
-        return x
 
     def tell(self, x: np.ndarray, reward: float | np.ndarray) -> None:
         """See that x has arrived: a hyper-gradient at another x would be of no use.
@@ -131,6 +151,7 @@ class HypergradientAgent(Agent):
             InvalidAction: a wrapper has changed x on its way to the environment.
         """
         assert self.bilevel.x is not None
+        self._before = None
         if not torch.equal(self.bilevel.x, self.x):
             raise InvalidAction(
                 "the environment did not receive the x that the agent sent: a wrapper changes actions; take it away, or use an agent that acts through it"

@@ -38,6 +38,9 @@ class Agent(ABC):
     def tell(self, x: np.ndarray, reward: float | np.ndarray) -> None:
         """Take note of what the environment answered to x: a number, or [N]."""
 
+    def take_back(self) -> None:  # noqa: B027  # an agent whose ``act`` leaves nothing has nothing to do here
+        """Undo the last ``act``, whose x the environment has not taken: nothing is left of it."""
+
     @abstractmethod
     def metrics(self) -> dict[str, float]:
         """Named numbers about the last upper step, beyond those of the environment's ``info``."""
@@ -63,6 +66,7 @@ class Agent(ABC):
 
         Raises:
             InvalidProblem: a negative number of steps.
+            BaseException: what a step of the environment raises; the agent is as before that step then.
             InvalidAction: what ``act`` and ``tell`` raise.
         """
         if total_steps < 0:
@@ -71,7 +75,11 @@ class Agent(ABC):
         with Progress(total_steps, shown=progress_bar) as progress:
             for _ in range(total_steps):
                 x = self.act(observation, info)
-                observation, reward, terminated, truncated, info = self.env.step(x)
+                try:
+                    observation, reward, terminated, truncated, info = self.env.step(x)
+                except BaseException:
+                    self.take_back()
+                    raise
                 self.tell(x, reward if isinstance(reward, np.ndarray) else float(reward))
                 seen = {"objective": -_mean(reward), **_numbers(info)}
                 if np.any(terminated) or np.any(truncated):

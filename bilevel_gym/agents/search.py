@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, replace
 from math import exp, inf, isfinite, sqrt
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ __all__ = ["RandomSearch", "RandomSearchState", "Search", "SearchAgent", "refuse
 class Search(Protocol):
     """Minimises a function on the unit cube [0, 1]^D by its values at one point after another; all state in the open.
 
-    A state is a dataclass of arrays, numbers and generators, which a checkpoint can hold, with the present ``step_size``.
+    ``ask`` and ``tell`` leave the state that they are given as it is. A state is a dataclass of arrays, numbers and generators, which a checkpoint can hold, with the present ``step_size``.
     """
 
     def init(self, start: np.ndarray, generator: np.random.Generator) -> Any:
@@ -74,6 +75,7 @@ class SearchAgent(Agent):
         self._side = np.where(space.high > space.low, space.high.astype(np.float64) - self._low, 1.0)
         self._generator = generator
         self._state: Any = None
+        self._before: Any = None
 
     def act(self, observation: Any = None, info: Mapping[str, Any] | None = None) -> np.ndarray:
         """The next x to try.
@@ -87,10 +89,15 @@ class SearchAgent(Agent):
         """
         if self._state is None:
             self._state = self.search.init(self._to_cube(self._start()), self._stream())
+        self._before = self._state
         point, self._state = self.search.ask(self._state)
         unclipped = self._low + self._side * point.reshape(self._space.shape)
         x: np.ndarray = np.clip(unclipped, self._space.low, self._space.high).astype(self._space.dtype)
         return x
+
+    def take_back(self) -> None:
+        """Undo the last ``act``: the search proposes the same x again."""
+        self._state = self._before
 
     def tell(self, x: np.ndarray, reward: float | np.ndarray) -> None:
         """Hand −reward to the search.
@@ -190,8 +197,9 @@ class RandomSearch:
         """The incumbent where it has not been tried yet, then a step from it."""
         if state.value == inf:
             return state.point, state
-        step = state.step_size * state.generator.standard_normal(state.point.shape)
-        return np.clip(state.point + step, 0.0, 1.0), state
+        generator = deepcopy(state.generator)  # so that the same state proposes the same point again
+        step = state.step_size * generator.standard_normal(state.point.shape)
+        return np.clip(state.point + step, 0.0, 1.0), replace(state, generator=generator)
 
     def tell(self, state: RandomSearchState, point: np.ndarray, value: float) -> RandomSearchState:
         """The better one of the two, and the step size for the next."""

@@ -8,6 +8,7 @@ it reads, its cursor. So a process may die at any moment; rows beyond the cursor
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ class RingFiles:
         for owner, name, file in self._pending:
             owner.files[self.path, name] = file
         used = {file.path for *_, file in self._pending}
-        for path in self.path.parent.glob(f"{self.path.stem}.*.ring"):
-            if path not in used:
+        mine = re.compile(re.escape(self.path.stem) + r"\.\d+\.ring")  # "best.pt" owns no file of "best.last.pt"
+        for path in self.path.parent.iterdir():
+            if mine.fullmatch(path.name) and path not in used:
                 path.unlink()
 
     def _unused(self) -> Path:

@@ -161,6 +161,21 @@ def test_copies_and_two_checkpoints_do_not_share_a_file(tmp_path: Path) -> None:
     assert sorted((-reopened(tmp_path / "best.pt").at(torch.arange(50)).rewards).tolist()) == list(range(22, 72))
 
 
+@pytest.mark.parametrize("other", ["run.best.pt", "run[1].pt", "run.0.pt"])
+def test_a_checkpoint_deletes_no_other_ones_files(other: str, tmp_path: Path) -> None:
+    """Without it ``run.pt`` would take the replay of ``run.best.pt`` for a file of its own past, and delete it."""
+    replay = Replay(2, 1, 50)
+    add(replay, 0, 70)
+    commit(tmp_path / other, replay)
+    for path in ("run.pt", "run1.pt"):
+        commit(tmp_path / path, replay)
+    assert equal(window(reopened(tmp_path / other)), window(replay))
+    for first in (70, 200):  # outgrown, so that a file of its own past is there
+        add(replay, first, 120)
+        commit(tmp_path / other, replay)
+    assert len(list(tmp_path.glob("*.ring"))) == 3
+
+
 def test_files_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     """Without it a checkpoint that was copied alone, or an old one put back, would load another replay in silence."""
     replay, path = Replay(2, 1, 50), tmp_path / "run.pt"

@@ -23,6 +23,7 @@ from bilevel_gym.solvers.architectures import CNN, MLP, Architecture, architectu
 from bilevel_gym.solvers.convolutions import NATURE
 from bilevel_gym.solvers.discrete_actor_critic import DiscreteLearner
 from bilevel_gym.solvers.finite_actions import DiscreteLabelled
+from bilevel_gym.solvers.frame_replay import FrameReplay
 from bilevel_gym.solvers.learner import ActorCritic, Learner, Rates, Setting
 from bilevel_gym.types import Budget, Response
 from bilevel_gym.worlds import TabularWorld, Transition, UniformChoice, VectorWorld
@@ -394,6 +395,13 @@ def test_learns_from_pictures(kind: type[DiscreteSAC | SoftQ], steps: int) -> No
     assert float(chances[:, 2].mean()) > 0.7, "right is where it is paid"
     assert learnt > 0.4
     assert response.state.replay.frames_written < 1.5 * len(response.state.replay)
+
+
+def test_a_replay_that_forgets_does_not_keep_it_from_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it episodes so short that their starts crowd the frames out would leave the follower at random actions for ever."""
+    monkeypatch.setattr(FrameReplay, "__len__", lambda self: min(self.written, 10))
+    solver = DiscreteSAC(steps=24, num_envs=8, learning_starts=16, batch_size=4, hidden=(4,), capacity=16)
+    assert solver.solve(screens(), torch.zeros(1), generator=seeded(0)).steps == 16
 
 
 def test_start_is_uniform_and_has_no_certificate() -> None:

@@ -319,6 +319,20 @@ def test_counts_and_continues() -> None:
     assert fewer.steps == 9
 
 
+def test_what_a_solve_leaves_due_is_made_by_the_next() -> None:
+    """Without it solves that are shorter than the time between two updates would never learn, and say nothing of it."""
+    problem = pendulum()
+    x = problem.reward.initial(seeded(0))
+    solver = replace(SMALL, updates_per_step=0.01, update_every=3, learning_starts=0)
+    at_once, counts, warm = replace(solver, steps=240).solve(problem, x, generator=seeded(1)), [], None
+    for _ in range(6):
+        warm = solver.solve(problem, x, warm=warm, generator=seeded(1))
+        warm = replace(warm, state=checkpoint.unpack(checkpoint.pack(warm.state)))
+        counts.append(warm.steps)
+    assert counts == [0, 0, 1, 0, 0, 1]
+    assert at_once.steps == 2
+
+
 def test_budget_limits_steps_and_updates() -> None:
     """Without it an oracle's cheap look at another x would cost a whole solve."""
     problem = pendulum()

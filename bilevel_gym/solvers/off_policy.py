@@ -39,6 +39,8 @@ class OffPolicyState:
     """Environment steps ever taken."""
     updates: int = 0
     """Gradient updates ever made."""
+    due: float = 0.0
+    """Updates that the steps so far have earned and that are not made yet."""
     simulation: Any = field(default=None, metadata={"transient": True})
     """The live episodes; a state without them (read from a checkpoint, or forked) opens others."""
     moment: Any = None
@@ -64,7 +66,7 @@ class OffPolicySolver(ABC):
         steps: environment steps of one solve.
         num_envs: N parallel copies of the environment.
         update_every: steps of all N copies between rounds of updates.
-        updates_per_step: gradient updates for each environment step.
+        updates_per_step: gradient updates for each environment step; what one solve leaves due the next one makes.
         learning_starts: transitions collected by uniform actions before the first update.
         batch_size: transitions in an update.
         hidden: widths of the hidden layers of actor and critics.
@@ -172,11 +174,11 @@ class OffPolicySolver(ABC):
             update = self._graphed(problem, x.detach(), learner, state.replay, generator)
         limit = None if budget is None else budget.steps
         rounds = (self.steps if limit is None else min(self.steps, limit)) // self.num_envs
-        due, updates = 0.0, 0
+        due, updates = state.due, 0
         for turn in range(1, rounds + 1):
-            learnt = len(state.replay) >= self.learning_starts
+            learnt = state.replay.written >= self.learning_starts
             _collect(state, policy if learnt else problem.world.uniform(), generator)
-            if len(state.replay) < self.learning_starts:
+            if state.replay.written < self.learning_starts:
                 continue
             due += self.num_envs * self.updates_per_step
             if turn % self.update_every == 0:
@@ -194,6 +196,7 @@ class OffPolicySolver(ABC):
                 state,
                 env_steps=state.env_steps + env_steps,
                 updates=state.updates + updates,
+                due=due,
                 moment=getattr(state.simulation, "moment", None),
             ),
             temperature=None if self.target_entropy is None else float(learner.temperature),

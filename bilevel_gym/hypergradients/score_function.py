@@ -201,15 +201,16 @@ class ScoreFunction:
             state: what the call returned.
             importance: weights that make up for the samples being another policy's, or None.
         """
-        fresh, generator = state.fresh, torch.Generator(device=oracle.generator.device)
+        fresh, noise, drawn = state.fresh, state.noise, state.drawn
         assert fresh is not None
-        assert state.noise is not None
-        assert state.drawn is not None
+        assert noise is not None
+        assert drawn is not None
+        generator = torch.Generator(device=oracle.generator.device)
         at = Point(oracle.problem, x, response, generator, importance)
         if self.learns:
-            generator.set_state(state.noise)
+            generator.set_state(noise)
             state = replace(state, weights=self._weights(at, fresh, state.earlier))
-        generator.set_state(state.drawn)
+        generator.set_state(drawn)
         return self._estimate(at, fresh.fragments, state)
 
     # ------------------------------------------------------------------------------------------ once for each response

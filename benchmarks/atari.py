@@ -59,11 +59,11 @@ AGENTS: dict[str, dict[str, Any]] = {
 """Arguments of the agents by preset: on a CPU an update of x, which goes through 800 stacks of frames in ``demo``, is dear."""
 LEAN: dict[str, dict[str, Any]] = {
     "solver": {"steps": 1000, "learning_starts": 1000, "updates_per_step": 0.03125},
-    "objective": {"steps": 50},
+    "objective": {"trajectories": 4, "steps": 250},
     "agent": {"batch": 8},
 }
 """An upper step of ``default`` takes 2,500 updates of the follower and fifty of x, each through 3,200 and sobirl's through 4,000 further
-stacks of frames: six minutes on a core, its first one eight. Of these it takes 31, 400 and 400."""
+stacks of frames: six minutes on a core, its first one eight. Of these it takes 31, 400 and 1,000."""
 
 
 def spread(agent: Agent, _: Mapping[str, float]) -> dict[str, float]:

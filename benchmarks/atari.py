@@ -38,6 +38,7 @@ from scipy.stats import binomtest
 from bilevel_gym import checkpoint
 from bilevel_gym.agents import Agent, HypergradientAgent, Run, RunSpec, StopOnSignal
 from bilevel_gym.agents.callbacks import StopOnBudget
+from bilevel_gym.agents.plotting import COLOURS, smooth
 from bilevel_gym.agents.runs import CHECKPOINT, METRICS
 from bilevel_gym.frames import concatenate_states
 from bilevel_gym.numerics import rewards_of
@@ -50,6 +51,14 @@ AFTER = ("correlation_held_out", "true_return", "learned_return", "reward_satura
 PARTS = ("norm_direct", "norm_implicit", "norm_implicit_unclipped")
 SHARES = (0.05, 0.5, 0.95)
 QUANTILES = tuple(f"reward_p{100 * share:.0f}" for share in SHARES)
+PANELS = {
+    "accuracy_held_out": "accuracy on held-out pairs",
+    "accuracy_fresh": "accuracy on fresh pairs",
+    "true_return": "true return of an evaluation (points)",
+    "reward_saturated": "share of steps with r_x at its bound",
+}
+LINES = ("sobirl", "sobirl, clip 1", "drlhf")
+"""In the colours of the study's pictures."""
 POLICIES, FURTHEST, UPDATES = 16, 150, 128
 
 AGENTS: dict[str, dict[str, Any]] = {
@@ -180,21 +189,33 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def draw(curves: Mapping[str, list[dict[str, Any]]], path: Path, game: str) -> None:
-    """Accuracies and returns over environment steps."""
+    """Accuracies, returns and saturation over environment steps: thin as they are, and thick their running means."""
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for name, rows in curves.items():
-        over = [row["env_steps"] / 1000 for row in rows]
-        for axis, metric in zip(axes, ("accuracy_held_out", "accuracy_fresh", "true_return"), strict=True):
-            axis.plot(over, [row[metric] for row in rows], label=name)
-            axis.set_xlabel("thousand environment steps")
-            axis.set_title(metric.replace("_", " "))
-        axes[0].fill_between(over, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.2, linewidth=0)
-    for axis in axes[:2]:
-        axis.axhline(0.5, color="grey", linewidth=0.8)
-    axes[0].legend(title=game)
+    panels = {
+        name: label for name, label in PANELS.items() if any(np.isfinite(row[name]).any() for rows in curves.values() for row in rows)
+    }
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.8), layout="constrained")
+    for axis, (metric, label) in zip(axes, panels.items(), strict=True):
+        for name, rows in curves.items():
+            over, values = (np.array([row[key] for row in rows]) for key in ("env_steps", metric))
+            colour, mean = COLOURS[LINES.index(name)] if name in LINES else COLOURS[-1], smooth(values)
+            if mean is not None:
+                axis.plot(over / 1000, values, color=colour, linewidth=0.7, alpha=0.4)
+            axis.plot(over / 1000, values if mean is None else mean, color=colour, linewidth=1.8, label=name)
+            if metric == "accuracy_held_out":
+                low, high = (np.array([row[end] for row in rows]) for end in ("low", "high"))
+                axis.fill_between(over / 1000, low, high, color=colour, alpha=0.13, linewidth=0)
+        if metric.startswith("accuracy"):
+            axis.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+        axis.set_xlabel("thousand environment steps")
+        axis.set_title(label, loc="left", fontsize=10)
+        axis.grid(linewidth=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{game}: thick, running means; shaded, 95 % of each step's held-out pairs (Wilson); dashed, guessing", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -41,6 +41,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bilevel_gym import BilevelProblem
+from bilevel_gym.agents.plotting import COLOURS
 from bilevel_gym.envs import ProblemOracle, tabular_preference
 from bilevel_gym.hypergradients import Exact, GivenCritic, ScoreFunction, ScoreState
 from bilevel_gym.numerics import draw_horizons, draw_seed
@@ -249,23 +250,28 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
     """One panel a problem: bias and noise of each sensitivity, with their intervals; a bias that may be zero is a line from the edge."""
     mpl.use("Agg")
     names = list(dict.fromkeys(row["problem"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(4.2 * len(names), 3.8), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     least = 0.01
     for axis, name in zip(axes[0], names, strict=True):
         chosen = [row for row in rows if row["problem"] == name][::-1]
         places = np.arange(len(chosen))
-        for part, offset, colour in (("noise", -0.12, "C0"), ("bias", 0.12, "C3")):
+        for part, offset, colour in (("noise", -0.12, COLOURS[0]), ("bias", 0.12, COLOURS[1])):
             low, middle, high = (np.array([row[f"{part}{end}"] for row in chosen]) for end in ("_low", "", "_high"))
             found = low > 0.0
             ends = np.abs(np.stack([low, high]) - middle)[:, found]
             axis.errorbar(middle[found], (places + offset)[found], xerr=ends, fmt="o", markersize=4, color=colour, label=part)
             bound = np.maximum(high[~found], 2 * least)
-            axis.errorbar(bound, (places + offset)[~found], xerr=bound - least, xuplims=True, fmt="|", markersize=6, color=colour)
+            reach = np.stack([bound - least, np.zeros_like(bound)])
+            label = f"{part}, at most: its interval contains zero"
+            axis.errorbar(bound, (places + offset)[~found], xerr=reach, fmt="|", markersize=6, color=colour, label=label)
         axis.set(title=name, xlabel="relative to ‖∇φ‖", xscale="log", xlim=(least, 200.0))
         axis.set_yticks(places, [row["sensitivity"] for row in chosen])
         axis.grid(axis="x", linewidth=0.3)
-    axes[0, -1].legend(loc="lower right")
-    figure.tight_layout()
+    named = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    shown = ["noise", "bias", "bias, at most: its interval contains zero"]
+    figure.legend([named[label] for label in shown], shown, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(output / "estimators.png", dpi=130)
     plt.close(figure)
 

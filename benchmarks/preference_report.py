@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, isfinite, nan
+from math import ceil, isfinite, log, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 from rliable import library, metrics
 from scipy import stats
 
+from bilevel_gym.agents.plotting import COLOURS
 from bilevel_gym.agents.runs import METRICS
 
 ABOUT = ("agent", "seed", "commit")
@@ -219,21 +221,31 @@ def _number(value: float, name: str) -> str:
 def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> None:
     """A panel each: interquartile means over the seeds along environment steps, with their bootstrap intervals."""
     mpl.use("Agg")
-    figure, axes = plt.subplots(1, len(SHOWN), figsize=(4.2 * len(SHOWN), 3.6))
-    for number, agent in enumerate(arms):
-        for axis, (name, label) in zip(axes, SHOWN.items(), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(10.0, 6.8), layout="constrained")
+    for axis, (name, label) in zip(axes.flat, SHOWN.items(), strict=True):
+        for colour, agent in zip(COLOURS, arms, strict=False):
             values, env_steps = along(rows, agent, name)
             known = np.isfinite(values).any(1)
             ends = np.array([interquartile(look[np.isfinite(look)], ALONG) for look in values[known]]).reshape(-1, 3)
-            axis.plot(env_steps[known], ends[:, 0], color=f"C{number}", label=agent, linewidth=1.4)
-            axis.fill_between(env_steps[known], ends[:, 1], ends[:, 2], color=f"C{number}", alpha=0.15, linewidth=0)
-            axis.set(title=label, xlabel="environment steps")
-            axis.set_yscale("log" if name == "objective" else "linear")
-            axis.grid(linewidth=0.3)
-    axes[0].set_ylabel(task)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
+            steps = env_steps[known] / 1000
+            axis.plot(steps, ends[:, 0], color=colour, label=agent, linewidth=1.6)
+            axis.fill_between(steps, ends[:, 1], ends[:, 2], color=colour, alpha=0.13, linewidth=0)
+        axis.set_title(label, loc="left")
+        axis.set_xlabel("thousand environment steps")
+        if name.startswith("accuracy"):
+            axis.axhline(0.5, color="grey", linewidth=0.8, linestyle="--", zorder=0)  # what guessing reaches
+        if name == "objective":
+            axis.set_yscale("log")
+            axis.axhline(log(2.0), color="grey", linewidth=0.8, linestyle="--", zorder=0)  # a reward that knows nothing
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.grid(linewidth=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{task}: interquartile means over the seeds, 95 % bootstrap intervals; dashed: guessing")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

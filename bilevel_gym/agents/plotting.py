@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_runs", "read_metrics", "smooth"]
+__all__ = ["COLOURS", "plot_runs", "read_metrics", "smooth"]
 
 _TITLES = {
     "objective": "objective f(x, π)",
@@ -36,7 +36,8 @@ _TITLES = {
     "separation": "right labels above wrong ones",
 }
 _AXES = {"upper_step": "upper steps", "lower_step": "lower steps", "env_steps": "environment steps", "comparisons": "comparisons"}
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")  # Okabe and Ito's: told apart by everybody
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+"""Okabe and Ito's: told apart by everybody."""
 _GREY = "#444444"
 _PICTURES = {".png": (b"\x89PNG",), ".pdf": (b"%PDF",), ".svg": (b"<?xml", b"<svg")}
 """How a file of each suffix begins."""
@@ -107,7 +108,7 @@ def plot_runs(
     for panel, name in zip(panels, chosen, strict=False):
         for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
             if name in run and over in run:
-                _draw(panel, run[over], run[name], _COLOURS[index % len(_COLOURS)], label)
+                _draw(panel, run[over], run[name], COLOURS[index % len(COLOURS)], label)
         _dress(panel, name, over, [run[name] for run in runs if name in run])
     for panel in panels[len(chosen) :]:
         panel.set_axis_off()

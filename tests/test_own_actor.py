@@ -200,10 +200,13 @@ def test_recipe_chooses_by_the_problem():
         agent = agents.pbrl(gym.make(name))
         assert isinstance(agent.estimator, Penalty)
         assert (agent.updates_per_step, agent.warmup_updates, agent.optimizer.lr) == (1, 0, 8e-3)
+        assert agent.estimator.penalty == 10.0
     with pytest.raises(UnsupportedProblem, match="'value'"):
         agents.pbrl(tiny(), kind="bellman")
     agent = agents.pbrl(tiny())
     assert (agent.updates_per_step, agent.warmup_updates) == (50, 200)
+    assert (agent.estimator.penalty, agent.estimator.clip) == (1.0, 0.1)  # noise grows with λ, what it is about does not
+    assert agents.pbrl(tiny(), penalty=3.0).estimator.penalty == agents.pbrl(gym.make(name), penalty=3.0).estimator.penalty == 3.0
 
 
 def test_state_goes_through_a_checkpoint(tmp_path):

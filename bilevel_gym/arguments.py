@@ -12,21 +12,24 @@ from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from bilevel_gym.errors import InvalidProblem, UnknownName
 
-__all__ = ["build", "check_names", "check_numbers", "checked", "spec_of"]
+__all__ = ["build", "check_call", "check_names", "check_numbers", "checked", "spec_of"]
 
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
 
-_KINDS = {
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "Mapping": (Mapping, "a mapping of names to values"),
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number"),
+    "float": (lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number"),
+    "bool": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "Mapping": (lambda value: isinstance(value, Mapping), "a mapping of names to values"),
+    "Sequence[str]": (lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value), "a list of names"),
 }
-_ANNOTATION = re.compile(r"(int|float|Mapping)(\[[^|]*\])?( \| None)?")
+_ANNOTATION = re.compile(r"(int|float|bool|Sequence\[str\]|Mapping)(?:\[[^|]*\])?( \| None)?")
 
 
 def check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -45,17 +48,41 @@ def check_numbers(part: Any) -> None:
     """Refuse a dataclass some of whose numbers are none; called first thing in ``__post_init__``.
 
     Args:
-        part: a dataclass in a module with ``from __future__ import annotations``. Fields of ``int`` or ``float``, or of one
+        part: a dataclass in a module with ``from __future__ import annotations``. Fields of ``int``, ``float`` or ``bool``, or of one
             of these or None, are looked at.
 
     Raises:
-        InvalidProblem: text where a number belongs, or a fraction where a whole one does.
+        InvalidProblem: text where a number belongs, or a fraction where a whole one does, or a number in the place of True or False.
     """
     _check((field.name, field.type, getattr(part, field.name)) for field in fields(part) if field.init)
 
 
+def check_call(name: str, function: Callable[..., Any], given: Iterable[str] = (), named: Iterable[str] = ()) -> None:
+    """Refuse a person's function that cannot be called as it is going to be.
+
+    Args:
+        name: what messages call it.
+        function: theirs.
+        given: words for what it is given by position.
+        named: names of what it is given by name.
+
+    Raises:
+        InvalidProblem: it takes something else.
+    """
+    given, named = list(given), list(named)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some that are written in C nobody knows
+        return
+    try:
+        signature.bind(*given, **dict.fromkeys(named))
+    except TypeError as error:
+        words = ", ".join([*given, *(f"{one}=…" for one in named)])
+        raise InvalidProblem(f"{name} is called with ({words}), and takes {signature}: {error}") from error
+
+
 def checked(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """A function that refuses arguments which are not of the kind that its annotations say, numbers and mappings, and devices not there.
+    """A function that refuses arguments which are not of the kind that its annotations say, numbers, truth values, mappings and lists of names, and devices not there.
 
     Args:
         make: such as what makes the environment of an id; in a module with ``from __future__ import annotations``.
@@ -111,9 +138,9 @@ def _check(given: Iterable[tuple[str, Any, Any]]) -> None:
     """(name, annotation as text, value) of each."""
     for name, annotation, value in given:
         if known := _ANNOTATION.fullmatch(str(annotation)):
-            kind, optional = _KINDS[known[1]], known[3]
-            if (not isinstance(value, kind[0]) or isinstance(value, bool)) and not (optional and value is None):
-                raise InvalidProblem(f"{name} is {value!r}: it must be {kind[1]}{', or None' if optional else ''}")
+            (fits, kind), optional = _KINDS[known[1]], known[2]
+            if not fits(value) and not (optional and value is None):
+                raise InvalidProblem(f"{name} is {value!r}: it must be {kind}{', or None' if optional else ''}")
 
 
 def _check_device(device: Any) -> None:

@@ -177,7 +177,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"there is no checkpoint at {path}; train without --resume to begin a new run")
+        raise CheckpointError(f"there is no checkpoint at {path}: give the folder of a run; a new one is begun without --resume")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version, state = content["version"], content["state"]

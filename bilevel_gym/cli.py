@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import bilevel_gym
-from bilevel_gym.errors import BilevelError, InvalidProblem, MissingExtra, UnknownName
+from bilevel_gym.arguments import check_names
+from bilevel_gym.errors import BilevelError, InvalidProblem, MissingExtra
 
 if TYPE_CHECKING:
     from bilevel_gym.agents.callbacks import StopOnBudget
@@ -41,6 +43,8 @@ class _Group(TyperGroup):
     """Prints what the package raises on purpose as one line, and leaves with code 2; an abort leaves with 130."""
 
     def invoke(self, ctx: Any) -> Any:
+        if (here := str(Path.cwd())) not in sys.path:  # where the module of a module:id usually is
+            sys.path.append(here)
         try:
             return super().invoke(ctx)
         except (BilevelError, OSError) as error:
@@ -157,41 +161,33 @@ def train(
     import torch
 
     from bilevel_gym.agents.callbacks import StopOnSignal
-    from bilevel_gym.agents.runs import Run, RunSpec
 
     torch.set_num_threads(threads)
-    env_kwargs = _options("--set", [*(set_ or []), *([f"preset={preset}"] if preset is not None else [])])
-    given: dict[str, Any] = {
-        "agent": agent,
-        "seed": seed,
-        "num_envs": num_envs,
-        "env_kwargs": env_kwargs or None,
-        "agent_kwargs": _options("--agent-set", agent_set or []) or None,
-    }
-    given = {"id": env_id, **{name: value for name, value in given.items() if value is not None}}
-    catalogued = bilevel_gym.registration.CATALOGUE.get(env_id)
-    spec = RunSpec(**{"agent": catalogued.agents[0] if catalogued and catalogued.agents else "m_sobirl", **given})
-    folder = output or Path("runs") / f"{env_id.rpartition('/')[2].lower()}-{spec.agent}-{_seeds(spec).replace(' ', '')}"
-    run = Run.load(folder, **given) if resume else Run.create(spec, folder)
+    limits = _limits(budget or [])
+    if best is not None and best.startswith("eval_") and eval_every is None:
+        raise InvalidProblem(f"--best {best} is measured by evaluations: say --eval-every K, too")
+    arguments = _options("--set", [*(set_ or []), *([f"preset={preset}"] if preset is not None else [])])
+    asked = {"agent": agent, "seed": seed, "num_envs": num_envs, "env_kwargs": arguments}
+    run = _run(env_id, output, resume, **asked, agent_kwargs=_options("--agent-set", agent_set or []))
     total = steps or run.planned or (run.env.spec and run.env.spec.max_episode_steps) or 100
     if run.step >= total:
-        out.print(f"{folder} is at step {run.step} already: give a larger --steps to go on", soft_wrap=True)
+        out.print(f"{run.folder} is at step {run.step} already: give a larger --steps to go on", soft_wrap=True)
         return
-    out.print(
-        f"{run.spec.id} · {run.spec.agent} · {_seeds(run.spec)} · steps {run.step} to {total} · {folder}", style="dim", soft_wrap=True
-    )
-    stop, spending = StopOnSignal(announce=_announce), _budget(budget or [])
-    callbacks = _measuring(run, eval_every, eval_episodes, best, wandb)
+    callbacks, spending = _measuring(run, eval_every, eval_episodes, best, wandb), _spending(run, limits)
+    heading = f"{run.spec.id} · {run.spec.agent} · {_seeds(run.spec)} · steps {run.step} to {total} · {run.folder}"
+    out.print(heading, style="dim", soft_wrap=True)
+    stop = StopOnSignal(announce=_announce)
     callbacks += [] if spending is None else [spending]
     run.train(total, checkpoint_every=checkpoint_every, progress_bar=not quiet, stop=stop, callbacks=callbacks)
     if stop.received is not None and run.step < total:
         err.print(f"stopped and saved at step {run.step} of {total}; to go on:")
-        err.print(_resume_command(ctx, run.spec, total, folder), soft_wrap=True, markup=False)
+        err.print(_resume_command(ctx, run, total), soft_wrap=True, markup=False)
         raise typer.Exit(128 + stop.received)
     if spending is not None and spending.spent is not None:
         out.print(f"stopped at step {run.step} of {total}: the budget of {spending.spent} is spent", soft_wrap=True)
-    out.print(f"objective {float(run.bilevel.evaluation.value.mean()):.6g} after {run.step} steps; the run is in {folder}", soft_wrap=True)
-    _draw_curve(folder)
+    value = float(run.bilevel.evaluation.value.mean())
+    out.print(f"objective {value:.6g} after {run.step} steps; the run is in {run.folder}", soft_wrap=True)
+    _draw_curve(run.folder)
 
 
 @app.command(epilog="Example: [bold]bilevel-gym evaluate runs/randommdp-v0-m_sobirl-seed0 --episodes 50[/bold]")
@@ -255,30 +251,37 @@ def check(
 @app.command(epilog="Example: [bold]bilevel-gym plot runs/a runs/b --output curves.png --metrics objective,norm_hypergradient[/bold]")
 def plot(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, drawn over each other.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")] = Path("curves.png"),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.", show_default="curves.png in the folder of the runs"),
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Columns of metrics.csv, with commas between.", show_default="what suits the id")
     ] = None,
     over: Annotated[str, typer.Option(help="The horizontal axis, such as env_steps.")] = "upper_step",
 ) -> None:
-    """Draw the learning curves of one run or several."""
+    """Draw the learning curves of one run or several; without --output beside them: in the run's folder, or in what holds them all."""
     from bilevel_gym.agents.plotting import plot_runs
 
-    plot_runs(folders, output, metrics=None if metrics is None else [name.strip() for name in metrics.split(",")], over=over)
-    out.print(f"wrote {output}", soft_wrap=True)
+    shared = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    picture = output or shared / "curves.png"
+    plot_runs(folders, picture, metrics=None if metrics is None else [name.strip() for name in metrics.split(",")], over=over)
+    out.print(f"wrote {picture}", soft_wrap=True)
 
 
 def _options(flag: str, pairs: list[str]) -> dict[str, Any]:
     """``key=value`` pairs; a value that is not JSON is text, so that names need no quotes.
 
     Raises:
-        InvalidProblem: there is no ``=``.
+        InvalidProblem: there is no ``=``, or a key comes twice.
     """
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
             raise InvalidProblem(f"{flag} {pair}: write {flag} key=value, such as {flag} {key or 'key'}=1")
+        if key in found:
+            raise InvalidProblem(f"{flag} {pair}: {key} is set to {found[key]!r} already; say it once")
         try:
             found[key] = json.loads(text)
         except ValueError:
@@ -286,17 +289,22 @@ def _options(flag: str, pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _measuring(run: Run, eval_every: int | None, episodes: int, best: str | None, wandb: str | None) -> list[Callback]:
-    """What looks at a training and changes nothing, in the order in which it is called.
+def _run(env_id: str, output: Path | None, resume: bool, **asked: Any) -> Run:
+    """A run that begins, or goes on; of what was not asked for it has the defaults, or what it had."""
+    from bilevel_gym.agents.runs import Run, RunSpec
 
-    Raises:
-        InvalidProblem: the best by an evaluation is to be kept, and there are none.
-    """
+    given: dict[str, Any] = {"id": env_id, **{name: value for name, value in asked.items() if value not in (None, {})}}
+    catalogued = bilevel_gym.registration.CATALOGUE.get(env_id)
+    spec = RunSpec(**{"agent": catalogued.agents[0] if catalogued and catalogued.agents else "m_sobirl", **given})
+    folder = output or Path("runs") / f"{env_id.rpartition('/')[2].lower()}-{spec.agent}-{_seeds(spec).replace(' ', '')}"
+    return Run.load(folder, **given) if resume else Run.create(spec, folder)
+
+
+def _measuring(run: Run, eval_every: int | None, episodes: int, best: str | None, wandb: str | None) -> list[Callback]:
+    """What looks at a training and changes nothing, in the order in which it is called."""
     from bilevel_gym.agents.callbacks import BestKeeper, Evaluator, WandbLogger
     from bilevel_gym.agents.runs import BEST
 
-    if best is not None and best.startswith("eval_") and eval_every is None:
-        raise InvalidProblem(f"--best {best} is measured by evaluations: say --eval-every K, too")
     described = asdict(run.spec)
     callbacks: list[Callback] = [] if eval_every is None else [Evaluator(eval_every, episodes=episodes)]
     if best is not None:
@@ -306,8 +314,8 @@ def _measuring(run: Run, eval_every: int | None, episodes: int, best: str | None
     return callbacks
 
 
-def _budget(pairs: list[str]) -> StopOnBudget | None:
-    """What ends the training early, where something does.
+def _limits(pairs: list[str]) -> dict[str, float]:
+    """What ends the training early.
 
     Raises:
         InvalidProblem: not KEY=NUMBER.
@@ -315,13 +323,28 @@ def _budget(pairs: list[str]) -> StopOnBudget | None:
     """
     from bilevel_gym.agents.callbacks import StopOnBudget
 
-    limits, known = _options("--budget", pairs), list(inspect.signature(StopOnBudget).parameters)
+    limits = _options("--budget", pairs)
+    check_names("counter", limits, inspect.signature(StopOnBudget).parameters)
     for name, limit in limits.items():
-        if name not in known:
-            raise UnknownName("counter", name, known)
         if not isinstance(limit, int | float):
             raise InvalidProblem(f"--budget {name}={limit}: write a number, such as --budget {name}=100000")
-    return StopOnBudget(**limits) if limits else None
+    return limits
+
+
+def _spending(run: Run, limits: dict[str, float]) -> StopOnBudget | None:
+    """The same as a callback, where there is something.
+
+    Raises:
+        InvalidProblem: a number that is not positive, or comparisons of a task that asks for none.
+    """
+    from bilevel_gym.agents.callbacks import StopOnBudget
+    from bilevel_gym.envs.oracle import check_asked
+
+    if not limits:
+        return None
+    counters = run.bilevel.counters
+    check_asked(limits, sum(one.comparisons for one in counters) if isinstance(counters, list) else counters.comparisons)
+    return StopOnBudget(**limits)
 
 
 def _seeds(spec: RunSpec) -> str:
@@ -329,7 +352,8 @@ def _seeds(spec: RunSpec) -> str:
     return f"seed {spec.seed}" if spec.num_envs == 1 else f"seeds {spec.seed}-{spec.seed + spec.num_envs - 1}"
 
 
-def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path) -> str:
+def _resume_command(ctx: typer.Context, run: Run, steps: int) -> str:
+    spec = run.spec
     words = [
         *ctx.find_root().command_path.split(),
         "train",
@@ -348,13 +372,15 @@ def _resume_command(ctx: typer.Context, spec: RunSpec, steps: int, folder: Path)
     for flag, values in _given(ctx).items():
         for value in values:
             words += [flag, str(value)]
-    return shlex.join([*words, "--output", str(folder), "--resume"])
+    return shlex.join([*words, "--output", str(run.folder), "--resume"])
 
 
 def _given(ctx: typer.Context) -> dict[str, list[Any]]:
-    """What was said about measuring, logging and stopping, as words of the command line."""
-    said = {f"--{name.replace('_', '-')}": ctx.params[name] for name in ("eval_every", "eval_episodes", "best", "wandb", "budget")}
-    return {flag: list(value) if isinstance(value, list | tuple) else [value] for flag, value in said.items() if value is not None}
+    """What was said, beside what the checkpoint holds, as words of the command line."""
+    names = ("checkpoint_every", "threads", "eval_every", "eval_episodes", "best", "wandb", "budget")
+    defaults = {one.name: one.default for one in ctx.command.params}
+    said = {f"--{name.replace('_', '-')}": ctx.params[name] for name in names if ctx.params[name] not in (None, defaults[name])}
+    return {flag: list(value) if isinstance(value, list | tuple) else [value] for flag, value in said.items()}
 
 
 def _announce(_: int) -> None:

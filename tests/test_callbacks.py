@@ -245,6 +245,10 @@ def test_budgets_that_mean_nothing() -> None:
         StopOnBudget(env_steps=-1)
     with pytest.raises(UnknownName, match="unknown counter 'comparisons'"):
         StopOnBudget(comparisons=3)(None, {"env_steps": 1.0})  # type: ignore[arg-type]
+    with pytest.raises(InvalidProblem, match="asks for no comparisons"):
+        StopOnBudget(comparisons=3)(None, {"comparisons": 0.0})  # type: ignore[arg-type]
+    with pytest.raises(InvalidProblem, match="env_steps is 'many': it must be a number"):
+        StopOnBudget(env_steps="many")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------- Weights & Biases
@@ -355,6 +359,8 @@ def test_the_flags_of_train(tmp_path: Path) -> None:
         (("--budget", "steps=5"), "unknown counter 'steps'; choose one of: comparisons, env_steps, lower_step, seconds"),
         (("--budget", "seconds=soon"), "write a number"),
         (("--best", "eval_true_return"), "say --eval-every K"),
+        (("--budget", "seconds=true"), "seconds is True: it must be a number"),
+        (("--budget", "comparisons=5"), "asks for no comparisons"),
     ],
 )
 def test_mistakes_in_the_flags(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -364,7 +370,7 @@ def test_mistakes_in_the_flags(words: tuple[str, ...], message: str, tmp_path: P
 
 
 def test_a_stopped_run_is_resumed_with_its_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it the command that is printed after Ctrl-C would go on without the evaluations."""
+    """Without it the command that is printed after Ctrl-C would go on without the evaluations, or round otherwise on other threads."""
     from bilevel_gym.agents import callbacks
 
     class Stopped(callbacks.StopOnSignal):
@@ -377,9 +383,17 @@ def test_a_stopped_run_is_resumed_with_its_flags(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(callbacks, "StopOnSignal", Stopped)
     words = ("train", ID, "--set", "states=4", "--output", tmp_path / "run", "--quiet", "--steps", 9, "--eval-every", 3)
-    result = run_cli(*words, "--budget", "seconds=100", "--budget", "lower_step=1e6")
+    more = ("--checkpoint-every", 5, "--threads", 2, "--eval-episodes", 4)
+    threads = torch.get_num_threads()
+    try:
+        result = run_cli(*words, *more, "--budget", "seconds=100", "--budget", "lower_step=1e6")
+    finally:
+        torch.set_num_threads(threads)
     assert result.exit_code == 130
-    assert "--eval-every 3 --eval-episodes 10 --budget seconds=100 --budget lower_step=1e6" in result.stderr
+    flags = "--checkpoint-every 5 --threads 2 --eval-every 3 --eval-episodes 4 --budget seconds=100 --budget lower_step=1e6"
+    assert flags in result.stderr
+    plain = run_cli(*words[:4], "--output", tmp_path / "plain", "--quiet", "--steps", 9)
+    assert "--set states=4 --output" in plain.stderr
 
 
 def test_metrics_that_come_late_have_a_column(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,7 +173,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("train", "bilevel/Nothing-v0"), f"unknown id 'bilevel/Nothing-v0'; choose one of: .*{ID}"),
-        (("train", "nowhere:bilevel/Nothing-v0"), "unknown id"),
+        (("train", "nowhere:bilevel/Nothing-v0"), "the module of nowhere:bilevel/Nothing-v0 cannot be imported .*PYTHONPATH"),
+        (("train", ID, "--set", "states=4", "--set", "states=5"), "--set states=5: states is set to 4 already"),
+        (("train", ID, "--set", "states=100000000"), "states=100000000|cannot be made with .*allocate"),
+        (("train", ID, "--output", "/dev/null/run"), "cannot be written to /dev/null/run .*choose another folder"),
+        (("evaluate", "nowhere"), "no checkpoint at nowhere/checkpoint.pt: give the folder of a run"),
+        (("evaluate", "nowhere", "--best"), "nowhere has no best.pt: train with --best METRIC"),
         (("train", "CartPole-v1"), "unknown bilevel id 'CartPole-v1'"),
         (("train", ID, "--agent", "nobody"), "unknown agent 'nobody'; choose one of: .*exact, hpgd, m_sobirl"),
         (("train", ID, "--set", "statez=4"), "unknown argument of bilevel/RandomMDP-v0 'statez'; choose one of: .*states"),
@@ -387,6 +393,38 @@ def test_plot_lays_runs_over_each_other(finished: Path, tmp_path: Path) -> None:
     assert figure.axes[0].get_xlabel() == "lower steps"
     assert "unknown metric 'fun'; choose one of" in refused(run_cli("plot", finished, "--metrics", "objective,fun"))
     assert not (tmp_path / "curves.png").exists()
+
+
+@needs_matplotlib
+def test_a_picture_lies_beside_the_runs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder where somebody happens to stand it would be lost, or be that of other runs."""
+    monkeypatch.chdir(tmp_path)
+    runs = [tmp_path / "runs" / name for name in ("one", "two")]
+    for folder in runs:
+        shutil.copytree(finished, folder)
+    assert "wrote runs/one/curves.png" in run_cli("plot", "runs/one").output
+    assert run_cli("plot", "runs/one", runs[1]).exit_code == 0
+    assert [path.parent for path in sorted(tmp_path.rglob("curves.png"))] == [tmp_path / "runs", runs[0]]
+    assert "cannot be written" in refused(run_cli("plot", "runs/one", "--output", "/dev/null/a.png"))
+
+
+def test_a_module_in_this_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes an environment beside the shell must be able to train on it, and be told of a mistake in it as such."""
+    lines = [
+        "import gymnasium as gym",
+        "from bilevel_gym.envs import random_mdp",
+        "gym.register('me/Own-v0', random_mdp, max_episode_steps=9)",
+    ]
+    (tmp_path / "own_module_of_a_test.py").write_text("\n".join(lines))
+    (tmp_path / "broken_module_of_a_test.py").write_text("import nothing_of_this_name")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    result = run_cli("train", "own_module_of_a_test:me/Own-v0", "--set", "states=3", "--steps", 1, "--output", "run", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "objective" in run_cli("evaluate", "run").output
+    assert json.loads(Path("run/run.json").read_text())["env_spec"] is None
+    assert "No module named 'nothing_of_this_name'" in refused(run_cli("check", "broken_module_of_a_test:me/Own-v0"))
+    gym.registry.pop("me/Own-v0")
 
 
 def test_only_noisy_curves_are_smoothed() -> None:

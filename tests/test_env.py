@@ -14,10 +14,14 @@ from gymnasium.envs.registration import EnvSpec
 
 import bilevel_gym
 from bilevel_gym import BilevelEnv, agents
+from bilevel_gym.envs import BilevelVectorEnv
 from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, MissingExtra, UnknownName, UnsupportedProblem
+from bilevel_gym.objectives import QuadraticObjective
 from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
 from bilevel_gym.testing import EXPECTED_ADVICE, check_bilevel_env
+from bilevel_gym.testing.environment import _same
+from bilevel_gym.types import Evaluation
 from tests import problems
 from tests.small import small_agent
 
@@ -167,6 +171,111 @@ def test_a_step_that_fails_late_changes_no_draw():
     assert torch.equal(before["generator"]["state"], after["generator"]["state"])
     assert before["counters"] == after["counters"]
     assert torch.equal(before["x"], after["x"])
+
+
+def test_a_reset_that_fails_changes_nothing():
+    """Ctrl-C in the solve of a reset must leave the instance, x, every random stream and the counters: the episode can go on."""
+
+    class Interrupted(SoftValueIteration):
+        def solve(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    def episode(env):
+        env.reset(seed=1)
+        yield
+        env.step(np.zeros(100))
+        yield env.get_state(), env.reset()[0]["x"], env.unwrapped.np_random_seed
+
+    straight, troubled = (bilevel_gym.BilevelEnv(bilevel_gym.envs.draw_random_mdp, SoftValueIteration(sweeps=3)) for _ in range(2))
+    runs = [episode(straight), episode(troubled)]
+    for run in runs:
+        next(run)
+    solver, troubled.solver = troubled.solver, Interrupted(sweeps=3)
+    for options in ({"seed": 5}, {}, {"options": {"x": np.zeros(100)}}, {"options": {"x": np.zeros(100), "keep": True}}):
+        with pytest.raises(KeyboardInterrupt):
+            troubled.reset(**options)
+    troubled.solver = solver
+    assert _same(*(next(run) for run in runs))
+
+
+class Answering(SoftPolicyIteration):
+    """Gives what it was told to give."""
+
+    def __init__(self, **answers):
+        super().__init__()
+        object.__setattr__(self, "answers", answers)
+
+    def start(self, problem):
+        """As told."""
+        return self.answers.get("start", super().start(problem))
+
+    def solve(self, *args, **kwargs):
+        """As told."""
+        return self.answers.get("solve", super().solve(*args, **kwargs))
+
+
+@pytest.mark.parametrize("call", ["start", "solve"])
+def test_a_solver_that_answers_nothing_is_told_what_is_missing(call):
+    """A forgotten return is the first mistake in an own solver, and would show as a None without a policy, deep inside."""
+    for env in (
+        BilevelEnv(problems.quadratic(0), Answering(**{call: None})),
+        BilevelVectorEnv(BilevelEnv(problems.quadratic(0), Answering(**{call: None})), 2),
+    ):
+        with pytest.raises(InvalidProblem, match=rf"Answering\.{call} returned None: it must return a bilevel_gym\.types\.Response"):
+            env.reset(seed=0)
+        assert env.x is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, r"evaluate returned None: it must return \(bilevel_gym.types.Evaluation"),
+        (Evaluation(torch.tensor(1.0)), "evaluate returned a Evaluation"),
+        ((1.0, None), "evaluate returned a tuple"),
+        ((Evaluation(1.0), None), "the objective's value is a float: it must be a tensor"),
+        ((Evaluation(torch.ones(2)), None), r"the objective has shape \(2,\)"),
+        ((Evaluation(torch.tensor(torch.nan)), None), "the objective is not finite"),
+    ],
+)
+def test_an_objective_that_answers_something_else_is_told_what_is_missing(answer, words):
+    """The same of an own objective, whose answer is a pair."""
+
+    class Own(QuadraticObjective):
+        def evaluate(self, *args):
+            return answer
+
+    problem = replace(problems.quadratic(0), objective=Own())
+    with pytest.raises(InvalidProblem, match=words):
+        BilevelEnv(problem, SoftPolicyIteration()).reset(seed=0)
+
+
+def test_solvers_that_cannot_be_called_are_refused():
+    """At once, with what they are called with, and not with a TypeError from inside of a reset."""
+
+    class Short:
+        def start(self, problem):
+            raise NotImplementedError
+
+        def solve(self, problem, x):
+            raise NotImplementedError
+
+    for solver, words in (
+        (Short(), r"Short\.solve is called with \(problem, x, warm=…, budget=…, generator=…\)"),
+        (SoftPolicyIteration, "give an object"),
+    ):
+        with pytest.raises(InvalidProblem, match=words):
+            BilevelEnv(problems.quadratic(0), solver)
+
+
+def test_an_environment_says_what_it_is():
+    """In a notebook or a log an address in memory tells nobody anything."""
+    env = make("bilevel/RandomMDP-v0", states=4, dimension=3)
+    words = "BilevelEnv<bilevel/RandomMDP-v0>: x [3], TabularWorld, QuadraticReward, Shannon, QuadraticObjective, SoftValueIteration>"
+    assert words in str(env)
+    assert repr(env.unwrapped) == f"<{words}"
+    own = BilevelEnv(problems.quadratic(0), SoftPolicyIteration())
+    assert str(own).startswith(f"<BilevelEnv: x [{own.problem.dimension}], TabularWorld")
+    assert str(make("bilevel/QuadraticBilevel-v0").unwrapped).endswith("x [10], TrackingObjective, GradientDescentSolver>")
 
 
 def test_the_action_is_copied():

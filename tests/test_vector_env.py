@@ -13,6 +13,7 @@ from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration
+from bilevel_gym.testing.environment import _same
 from tests import problems
 
 BATCHED = [name for name, entry in CATALOGUE.items() if entry.batched]
@@ -179,6 +180,29 @@ def test_refusals_change_nothing():
         BilevelVectorEnv(sampled(), 0)
     with pytest.raises(UnsupportedProblem, match="vectorization_mode='sync'"):
         BilevelVectorEnv(gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped, 2)
+
+
+def test_resets_that_fail_change_nothing():
+    """Ctrl-C in a reset, or in the step that begins an episode anew, must leave instances, x and the streams of every member."""
+    make = lambda: BilevelVectorEnv(gym.make("bilevel/RandomMDP-v0", states=4, dimension=3).unwrapped, 2, max_episode_steps=1)  # noqa: E731
+    straight, troubled = make(), make()
+    for envs in (straight, troubled):
+        envs.reset(seed=4)
+        envs.step(np.zeros((2, 3)))
+    solver = troubled.solver
+
+    class Interrupted(type(solver)):
+        def solve(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    troubled.solver = Interrupted()
+    for trouble in (lambda: troubled.reset(seed=9), lambda: troubled.reset(), lambda: troubled.step(np.zeros((2, 3)))):
+        with pytest.raises(KeyboardInterrupt):
+            trouble()
+    troubled.solver = solver
+    assert _same(straight.get_state(), troubled.get_state())
+    assert _same(straight.step(np.zeros((2, 3))), troubled.step(np.zeros((2, 3))))
+    assert _same(straight.reset(seed=[None, 3]), troubled.reset(seed=[None, 3]))
 
 
 def test_pictures_of_all_members():

@@ -354,13 +354,23 @@ def test_a_budget_of_its_own_episodes() -> None:
         ({"reward": None}, "reward is None: give a name, a function or an object"),
         ({"objective": 3}, "objective is 3"),
         ({"objective": SampledReturn}, "objective is .*SampledReturn"),
-        ({"terms": "near"}, "terms is 'near': give a sequence of names"),
+        ({"terms": "near"}, "terms is 'near': it must be a list of names"),
         ({"rewards": "linear"}, "argument 'rewards'; choose one of: .*reward,"),
         ({"reward": lambda states, actions: 1.0}, "features are float objects"),
         ({"solver": SAC}, "solver is .*give an object"),
+        ({"terms": 3}, "terms is 3: it must be a list of names"),
+        ({"terms": [3]}, "terms is .3.: it must be a list of names"),
+        ({"endless": "no"}, "endless is 'no': it must be True or False, or None"),
+        ({"reward": lambda: 1}, r"the function of features is called with \(states, actions\), and takes \(\)"),
+        ({"objective": lambda: 1}, r"the function of trajectories is called with \(played\), and takes \(\)"),
+        ({"objective": "preference", "teacher": "a"}, "teacher is 'a': it must be a mapping"),
+        ({"objective": "preference", "experts": 3}, "experts is 3: it must be a list of names"),
+        ({"env_kwargs": {"size": 3}}, "Pendulum-v1 cannot be made with {'size': 3}: .*size"),
+        ({"env": lambda size: gym.make("Pendulum-v1")}, r"which makes the environment \(env_kwargs gives it more\), is called with \(\)"),
+        ({"env": lambda: gym.make("Pendulum-v1"), "env_kwargs": {"size": 3}}, r"called with \(size=…\), and takes \(\)"),
     ],
 )
 def test_parts_that_are_none_are_refused_at_once(options: dict[str, Any], words: str) -> None:
     """Without it None is taken for the default, a class for an object of it, and the error comes steps later from elsewhere."""
     with pytest.raises(BilevelError, match=words):
-        wrap_env("Pendulum-v1", preset="tiny", **{"objective": "return", **options})
+        wrap_env(**{"env": "Pendulum-v1", "preset": "tiny", "objective": "return", **options})

@@ -171,9 +171,27 @@ def test_specs_say_what_is_around() -> None:
     [DeltaX, partial(HypergradientInfo, estimator=Exact()), partial(LowerBudget, env_steps=1), partial(RecordUpperSteps, path="a.npz")],
 )
 def test_they_go_around_bilevel_environments_alone(wrapper: Any) -> None:
-    """Around CartPole they would fail in the middle of a step."""
+    """Around CartPole they would fail in the middle of a step; around an id or a vector Gymnasium would, and not say what to do."""
     with pytest.raises(InvalidProblem, match=r"none: make one with gym\.make"):
         wrapper(gym.make("CartPole-v1"))
+    with pytest.raises(InvalidProblem, match=r"is none: give gym\.make\('bilevel/RandomMDP-v0'\)"):
+        wrapper("bilevel/RandomMDP-v0")
+    with pytest.raises(InvalidProblem, match=r"None is none: give gym\.make"):
+        wrapper(None)
+    with pytest.raises(InvalidProblem, match=r"vector of 2: put one around each, as gym\.make_vec"):
+        wrapper(gym.make_vec("bilevel/RandomMDP-v0", num_envs=2))
+    assert not Path("a.npz").exists()
+
+
+def test_the_way_that_is_named_for_vectors_works() -> None:
+    """An advice that fails would be worse than none."""
+    envs = gym.make_vec("bilevel/RandomMDP-v0", num_envs=2, vectorization_mode="sync", wrappers=[DeltaX], states=4, dimension=3)
+    envs.reset(seed=0)
+    first = envs.get_attr("x")
+    envs.step(np.full((2, 3), 0.5))
+    for before, after in zip(first, envs.get_attr("x"), strict=True):
+        torch.testing.assert_close(after, (before + 0.5).clamp(-10, 10))
+    envs.close()
 
 
 # ---------------------------------------------------------------------------------------------- steps of x
@@ -202,7 +220,7 @@ def test_steps_that_cannot_be() -> None:
     for bad, words in ((np.full(3, 0.6), r"Δ\[0\] = 0.6 lies outside"), (np.full(3, np.nan), "not a number"), (np.zeros(2), "Δ has shape")):
         with pytest.raises(InvalidAction, match=words):
             env.step(bad)
-    for limit in (0.0, -1.0, np.inf, [1.0, 1.0]):
+    for limit in (0.0, -1.0, np.inf, [1.0, 1.0], "a", True, [[1.0], [1.0, 2.0]], [None, 1.0, 1.0]):
         with pytest.raises(InvalidProblem, match="limit"):
             DeltaX(table(), limit)
     with pytest.raises(InvalidProblem, match="put DeltaX inside"):
@@ -278,6 +296,9 @@ def test_an_estimator_that_does_not_fit_is_refused() -> None:
         (LowerBudget, {"lower_step": True}, "lower_step is True"),
         (LowerBudget, {"comparisons": "a"}, "comparisons is 'a'"),
         (RecordUpperSteps, {"path": "/dev/null/steps.csv"}, "cannot be written"),
+        (RecordUpperSteps, {"path": "steps.csv", "every": "a"}, "every is 'a': it must be a whole number"),
+        (RecordUpperSteps, {"path": "steps.csv", "every": 1.5}, "every is 1.5"),
+        (RecordUpperSteps, {"path": None}, "path is None"),
     ],
 )
 def test_what_no_wrapper_takes_is_refused_when_it_is_made(wrapper: type, options: dict[str, Any], words: str) -> None:
@@ -307,6 +328,26 @@ def test_a_budget_truncates_and_then_refuses() -> None:
     for limits in ({}, {"env_steps": 0}):
         with pytest.raises(InvalidProblem, match="at least one of lower_step, env_steps, comparisons"):
             LowerBudget(table(), **limits)
+
+
+def test_a_budget_that_nothing_would_spend() -> None:
+    """Where nobody is compared a budget of comparisons would let an agent run for ever; one below a reset's cost would never let it step."""
+    env = LowerBudget(table(), comparisons=5)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros(3))
+    env.reset(seed=0)
+    before = env.unwrapped.get_state()
+    with pytest.raises(InvalidProblem, match="asks for no comparisons"):
+        env.step(np.zeros(3))
+    assert _same(before, env.unwrapped.get_state())
+    env = LowerBudget(preference(), comparisons=5)
+    env.reset(seed=0)
+    with pytest.raises(gym.error.ResetNeeded, match="a reset alone costs more"):
+        env.step(env.unwrapped.x.numpy())
+    asked = env.unwrapped.counters.comparisons
+    env = LowerBudget(preference(), comparisons=asked + 1)
+    env.reset(seed=0)
+    assert env.step(env.unwrapped.x.numpy())[3]
 
 
 # ---------------------------------------------------------------------------------------------- records

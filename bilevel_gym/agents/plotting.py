@@ -86,7 +86,7 @@ def plot_runs(
         MissingExtra: matplotlib is not installed.
         CheckpointError: a folder without metrics.
         UnknownName: a metric that none of the runs has.
-        InvalidProblem: ``output`` has another suffix.
+        InvalidProblem: ``output`` has another suffix, or cannot be written.
         OutputExists: there is something else than a picture in its place.
     """
     if output is not None:
@@ -118,8 +118,11 @@ def plot_runs(
     figure.suptitle(heading, fontsize=11, color=_GREY)
     if output is not None:
         path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+        except OSError as error:
+            raise InvalidProblem(f"{path} cannot be written ({error.strerror}): name another file") from error
     return figure
 
 

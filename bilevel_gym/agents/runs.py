@@ -114,6 +114,8 @@ class Run:
         Raises:
             CheckpointError: there is none, it is damaged, or the run was made with other arguments.
         """
+        if file == BEST and not (Path(folder) / file).exists():
+            raise CheckpointError(f"{folder} has no {BEST}: train with --best METRIC, which keeps one")
         saved = checkpoint.load(Path(folder) / file)
         try:
             description = checkpoint.unpack(saved["run"])
@@ -171,15 +173,18 @@ class Run:
             whether all steps are done.
 
         Raises:
-            InvalidProblem: a number is not finite any more, in a loss of the follower or in f; the message names step, quantity, and the
+            InvalidProblem: the folder cannot be written; or a number is not finite any more, in a loss of the follower or in f; the message names step, quantity, and the
                 checkpoint, which holds the state before that step.
             InvalidAction: the same of the hyper-gradient.
         """
         self.planned = steps
         described = {**asdict(self.spec), "steps": steps}
         keeper = Checkpointer(self.folder / CHECKPOINT, every=checkpoint_every or max(1, steps // 20), run=described)
-        keeper.save(self.agent)  # before anything else is written: a folder that holds a run can always be resumed
-        self._describe(described)
+        try:
+            keeper.save(self.agent)  # before anything else is written: a folder that holds a run can always be resumed
+            self._describe(described)
+        except OSError as error:
+            raise InvalidProblem(f"the run cannot be written to {self.folder} ({error.strerror}): choose another folder") from error
         with ExitStack() as stack:
             after: list[Callback] = [stack.enter_context(own) if _enters(own) else own for own in callbacks]
             after.append(stack.enter_context(CSVLogger(self.folder / METRICS, resume_at=self.step)))
@@ -203,8 +208,12 @@ class Run:
 
     def _describe(self, described: Mapping[str, Any]) -> None:
         assert self.env.spec is not None
+        try:
+            env_spec = json.loads(self.env.spec.to_json())
+        except (TypeError, ValueError):  # registered with a function, not with its name: the id and its arguments are all that is known
+            env_spec = None
         text = json.dumps(
-            {**described, "env_spec": json.loads(self.env.spec.to_json()), "threads": torch.get_num_threads(), "versions": _versions()},
+            {**described, "env_spec": env_spec, "threads": torch.get_num_threads(), "versions": _versions()},
             indent=2,
         )
         (self.folder / DESCRIPTION).write_text(text + "\n")
@@ -219,7 +228,7 @@ def make_env(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env[An
 
     Raises:
         UnknownName: no such id, or no such argument.
-        InvalidProblem: the arguments do not make an environment.
+        InvalidProblem: the arguments do not make an environment, or its module cannot be imported.
         MissingExtra: a simulator is not installed.
     """
     env: gym.Env[Any, Any] = _make(gym.make, env_id, dict(kwargs or {}))
@@ -252,8 +261,10 @@ def _make(make: Callable[..., Any], env_id: str, kwargs: dict[str, Any]) -> Any:
     known = [name for name in gym.registry if name.startswith("bilevel/")]
     try:
         entry = spec_of(env_id).entry_point
-    except (gym.error.Error, ImportError) as error:
+    except gym.error.Error as error:
         raise UnknownName("id", env_id, known) from error
+    except ImportError as error:
+        raise InvalidProblem(f"the module of {env_id} cannot be imported ({error}): is it in this folder, or on PYTHONPATH?") from error
     creator = load_env_creator(entry) if isinstance(entry, str) else entry
     assert creator is not None
     _check_options(f"argument of {env_id}", creator, kwargs, skip=0)
@@ -263,7 +274,7 @@ def _make(make: Callable[..., Any], env_id: str, kwargs: dict[str, Any]) -> Any:
         raise
     except gym.error.DependencyNotInstalled as error:
         raise MissingExtra(f"{env_id} needs a package that is not installed: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MemoryError) as error:
         if not kwargs:
             raise
         raise InvalidProblem(f"{env_id} cannot be made with {kwargs}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import gymnasium as gym
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from bilevel_gym import checkpoint
+from bilevel_gym.envs.answers import check_response, check_solver, read_evaluation
 from bilevel_gym.envs.boundary import Observation, action_space, observation_space, observe, read_options, read_x
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
 from bilevel_gym.envs.statistics import absorbed, buffers, saturated, settled, with_buffers
+from bilevel_gym.envs.undo import all_or_nothing
 from bilevel_gym.errors import CheckpointError, InvalidProblem
 from bilevel_gym.types import Evaluation, LowerSolver, OuterProblem, Response
 
@@ -74,10 +77,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"
             )
-        if isinstance(solver, type) or not (hasattr(solver, "start") and hasattr(solver, "solve")):
-            raise InvalidProblem(
-                f"solver is {solver!r}: give an object with start and solve, such as those of bilevel_gym.solvers; no name stands for one here"
-            )
+        check_solver(solver)
         self.solver = solver
         self.solve_on_reset = solve_on_reset
         self.render_mode = render_mode
@@ -142,21 +142,11 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         """
         x, keep = read_options(options, seeded=seed is not None, begun=self._x is not None)
         given = None if x is None else self._as_x(x)
-        if keep:
-            return self._go_on(given)
-        super().reset(seed=seed)
-        if seed is not None and self.draw is not None:
-            self._drawn_from = self.np_random.bit_generator.state
-            self.problem = self.draw(self.np_random)
-        for generator in (self._generator, self._aside):
-            generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
-        self.counters, self._warned = Counters(), False
-        x, problem = given if given is not None else self.first_x(self._generator), with_buffers(self.problem, None)
-        response = self.solver.start(problem)
-        self._memory = problem.objective.start()
-        if self.solve_on_reset:
-            response = self.solver.solve(problem, x, warm=response, budget=None, generator=self._generator)
-        self._look(problem, x, response)
+        with self._all_or_nothing():
+            if keep:
+                self._go_on(given)
+            else:
+                self._start_cold(seed, given)
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -172,12 +162,9 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             InvalidAction: x has a wrong shape, a NaN, or lies outside the box; the environment is unchanged.
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        x, before = self._as_x(action), self._generator.get_state()
-        try:
+        x = self._as_x(action)
+        with self._all_or_nothing():
             self._solve_and_look(x)
-        except BaseException:
-            self._generator.set_state(before)
-            raise
         self.counters.upper_step += 1
         return self._observe(), -float(self.evaluation.value), False, False, self._info()
 
@@ -250,29 +237,59 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             if hasattr(owner, "close"):
                 owner.close()
 
+    def __str__(self) -> str:
+        """Its id, where it has one, how many numbers x has, and what it is put together from."""
+        parts = (getattr(self.problem, name, None) for name in ("world", "reward", "regularizer", "objective"))
+        made_of = ", ".join(type(part).__name__ for part in (*parts, self.solver) if part is not None)
+        name = "BilevelEnv" if self.spec is None else f"BilevelEnv<{self.spec.id}>"
+        return f"<{name}: x [{self.problem.dimension}], {made_of}>"
+
+    __repr__ = __str__
+
     # ------------------------------------------------------------------------------------------ parts
 
     def _as_x(self, action: Any) -> Tensor:
         assert isinstance(self.action_space, gym.spaces.Box)
         return read_x(action, self.action_space, self.problem.domain.device)
 
-    def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
+    def _all_or_nothing(self) -> AbstractContextManager[None]:
+        streams = (self._generator, self._aside) if self._np_random is None else (self._generator, self._aside, self._np_random)
+        return all_or_nothing([self], streams)
+
+    def _start_cold(self, seed: int | None, given: Tensor | None) -> None:
+        super().reset(seed=seed)
+        if seed is not None and self.draw is not None:
+            self._drawn_from = self.np_random.bit_generator.state
+            self.problem = self.draw(self.np_random)
+        for generator in (self._generator, self._aside):
+            generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
+        self.counters, self._warned = Counters(), False
+        x, problem = given if given is not None else self.first_x(self._generator), with_buffers(self.problem, None)
+        response = check_response(self.solver.start(problem), self.solver, "start")
+        self._memory = problem.objective.start()
+        if self.solve_on_reset:
+            response = self._solve(problem, x, response)
+        self._look(problem, x, response)
+
+    def _go_on(self, x: Tensor | None) -> None:
         assert self._x is not None
         if x is not None and not torch.equal(x, self._x):
             self._solve_and_look(x)
-        return self._observe(), self._info()
 
     def _solve_and_look(self, x: Tensor) -> None:
         """Let the follower learn on under another x, and look at it."""
         problem = settled(self.problem, x, self.evaluation)
-        response = self.solver.solve(problem, x, warm=self.response, budget=None, generator=self._generator)
-        self._look(problem, x, response)
+        self._look(problem, x, self._solve(problem, x, self.response))
+
+    def _solve(self, problem: OuterProblem, x: Tensor, warm: Response) -> Response:
+        response = self.solver.solve(problem, x, warm=warm, budget=None, generator=self._generator)
+        return check_response(response, self.solver, "solve")
 
     def _look(self, problem: OuterProblem, x: Tensor, response: Response) -> None:
         """Evaluate, and take all of it at once: x, response, memory, statistics and counters change together or not at all."""
         with torch.no_grad():
-            evaluation, memory = problem.objective.evaluate(problem, x, response, self._memory, self._generator)
-        check_evaluation(evaluation, x)
+            seen = problem.objective.evaluate(problem, x, response, self._memory, self._generator)
+        evaluation, memory = read_evaluation(seen, problem.objective, x)
         self._warned = self._warned or saturated(evaluation)
         self.problem = absorbed(problem, x, evaluation)
         self._x, self._response, self._evaluation, self._memory = x, response, evaluation, memory
@@ -292,22 +309,6 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
             **vars(self.counters),
             **self.evaluation.metrics,
         }
-
-
-def check_evaluation(evaluation: Evaluation, x: Tensor) -> None:
-    """An objective that is NaN or infinite, or not one number for each x, ends here, before anything has changed.
-
-    Raises:
-        InvalidProblem: it is.
-    """
-    if evaluation.value.shape != x.shape[:-1]:
-        raise InvalidProblem(
-            f"the objective has shape {tuple(evaluation.value.shape)} for x {tuple(x.shape)}: it must be {tuple(x.shape[:-1])}, one number for each x; are its tables those of a batch?"
-        )
-    if not bool(evaluation.value.isfinite().all()):
-        raise InvalidProblem(
-            "the objective is not finite: reward or transition at this x are not, or overflow, then narrow the box of x; or the world's own reward or your objective gives NaN"
-        )
 
 
 def generator_at(state: Mapping[str, Any]) -> np.random.Generator:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.types import AsideObjective, Evaluation, LowerSolver, OuterProblem, Places, Response, Trajectory
 
-__all__ = ["Counters", "ProblemOracle"]
+__all__ = ["Counters", "ProblemOracle", "check_asked"]
 
 
 @dataclass
@@ -25,6 +27,22 @@ class Counters:
     """Environment steps, those of the evaluation included."""
     comparisons: int = 0
     """Labels asked of the teacher."""
+
+
+def check_asked(limits: Mapping[str, float], asked: float) -> None:
+    """Refuse a budget of comparisons where nobody is compared.
+
+    Args:
+        limits: the budgets by the names of counters.
+        asked: comparisons so far, after a reset at least; who asks at all asks at the first look.
+
+    Raises:
+        InvalidProblem: it would never be spent.
+    """
+    if "comparisons" in limits and not asked:
+        raise InvalidProblem(
+            "this task asks for no comparisons, so a budget of them would never be spent: limit lower_step or env_steps, or take a preference task"
+        )
 
 
 class ProblemOracle:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypedDict
 
-from bilevel_gym.arguments import build, check_names
+from bilevel_gym.arguments import build, check_names, checked
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives import PreferenceObjective
 from bilevel_gym.preferences import Query, Teacher, from_minari, load_comparisons
@@ -178,6 +178,7 @@ _SIZES = ("length", "pairs", "initial_pairs", "capacity", "cut", "trajectories",
 """What of a ``PreferenceObjective`` the argument ``objective`` of an id may change."""
 
 
+@checked
 def asking(
     *,
     rationality: float = 1.0,
@@ -240,6 +241,7 @@ class PreferenceOptions(TypedDict, total=False):
     experts: Sequence[str]
 
 
+@checked
 def comparing(
     problem: BilevelProblem,
     sizes: Preset,

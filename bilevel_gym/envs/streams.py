@@ -55,9 +55,11 @@ class Streams:
         seeds = number if isinstance(number, list) else [None if number is None else number + i for i in range(count)]
         if len(seeds) != count:
             raise InvalidProblem(f"{len(seeds)} seeds for {count} members: give one each, or a single number")
+        fresh = not self.seeded
+        self.sources = [
+            seeding.np_random(own)[0] if own is not None or fresh else source for own, source in zip(seeds, self.sources, strict=True)
+        ]
         for i, own in enumerate(seeds):
-            if own is not None or not self.seeded:
-                self.sources[i] = seeding.np_random(own)[0]
             if own is not None:
                 self.drawn_from[i].bit_generator.state = self.sources[i].bit_generator.state
         self.seeded = True
@@ -67,6 +69,10 @@ class Streams:
             generator_at(drawn.bit_generator.state) if own is None else source
             for own, source, drawn in zip(seeds, self.sources, self.drawn_from, strict=True)
         ]
+
+    def all(self) -> list[np.random.Generator | torch.Generator]:
+        """Every one of them."""
+        return [*self.sources, *self.drawn_from, *self.generators, *self.asides]
 
     def restart(self) -> None:
         """New seeds for the torch generators, as every cold reset gives them."""

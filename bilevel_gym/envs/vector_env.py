@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +14,14 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_gym import checkpoint
-from bilevel_gym.envs.bilevel_env import BilevelEnv, check_evaluation
+from bilevel_gym.envs.answers import check_response, read_evaluation
+from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.boundary import Observation, observe, read_options, read_x
 from bilevel_gym.envs.members import Member, VectorOracle, member_of, spread
 from bilevel_gym.envs.oracle import Counters, ProblemOracle
 from bilevel_gym.envs.rendering import picture
 from bilevel_gym.envs.streams import Streams
+from bilevel_gym.envs.undo import all_or_nothing
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnsupportedProblem
 from bilevel_gym.problem import stack
 from bilevel_gym.types import Evaluation, OuterProblem, Response, SampledObjective
@@ -144,10 +147,13 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         """
         x, keep = read_options(options, seeded=seed is not None, begun=self._x is not None)
         given = None if x is None else self._as_x(x)
-        if keep:
-            return self._go_on(given)
-        self._draw(self.streams.seed(seed))
-        return self._start_cold(given)
+        with self._all_or_nothing():
+            if keep:
+                self._go_on(given)
+            else:
+                self._draw(self.streams.seed(seed))
+                self._start_cold(given)
+        return self._observe(), self._info()
 
     def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Apply N x's, let the followers learn, and look at their policies.
@@ -164,15 +170,13 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         """
         never = np.zeros(self.num_envs, bool)
         if self.max_episode_steps is not None and self.elapsed >= self.max_episode_steps:
-            observations, info = self._start_cold(None)
-            return observations, np.zeros(self.num_envs), never, never.copy(), info
-        x, before = self._as_x(actions), [generator.get_state() for generator in self.streams.generators] if self.sampled else []
-        try:
+            with self._all_or_nothing():
+                self._start_cold(None)
+            return self._observe(), np.zeros(self.num_envs), never, never.copy(), self._info()
+        x = self._as_x(actions)
+        drawn_from = self.streams.generators[: self.num_envs if self.sampled else 1]
+        with all_or_nothing([self], drawn_from):
             self._look(x, self._solve(x, self.response))
-        except BaseException:
-            for generator, state in zip(self.streams.generators, before, strict=False):
-                generator.set_state(state)
-            raise
         for counters in self.counters:
             counters.upper_step += 1
         self.elapsed += 1
@@ -228,47 +232,53 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
             self._problems = [self._env.draw(source) for source in sources]
             self.problem = stack(self._problems)
 
-    def _start_cold(self, given: Tensor | None) -> tuple[Observation, dict[str, Any]]:
+    def _all_or_nothing(self) -> AbstractContextManager[None]:
+        return all_or_nothing([self, self.streams], self.streams.all())
+
+    def _start_cold(self, given: Tensor | None) -> None:
         self.streams.restart()
         self.counters = [Counters() for _ in range(self.num_envs)]
         self.elapsed = 0
         x = given if given is not None else torch.stack([self._env.first_x(generator) for generator in self.streams.generators])
         self._memories = [self.problem.objective.start() for _ in range(self.num_envs)]
-        response = spread(self.solver.start(self.problem), self.num_envs)
+        response = spread(check_response(self.solver.start(self.problem), self.solver, "start"), self.num_envs)
         if self._env.solve_on_reset:
             response = self._solve(x, response)
         self._look(x, response)
-        return self._observe(), self._info()
 
-    def _go_on(self, x: Tensor | None) -> tuple[Observation, dict[str, Any]]:
+    def _go_on(self, x: Tensor | None) -> None:
         self.elapsed = 0
         assert self._x is not None
         if x is not None and not torch.equal(x, self._x):
             self._look(x, self._solve(x, self.response))
-        return self._observe(), self._info()
 
     def _solve(self, x: Tensor, warm: Response) -> Response:
-        return self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self.streams.generators[0])
+        response = self.solver.solve(self.problem, x, warm=warm, budget=None, generator=self.streams.generators[0])
+        return check_response(response, self.solver, "solve")
 
     def _look(self, x: Tensor, response: Response) -> None:
         """Evaluate, and take all of it at once: x, response, memories and counters change together or not at all."""
         objective, parts, memories = self.problem.objective, [], self._memories
         with torch.no_grad():
             if self.sampled:
-                seen = [
-                    objective.evaluate(problem, x[i], member_of(response, i), self._memories[i], self.streams.generators[i])
-                    for i, problem in enumerate(self._problems)
-                ]
+                seen = [self._look_at(i, x[i], member_of(response, i)) for i in range(self.num_envs)]
                 parts, memories = [part for part, _ in seen], [memory for _, memory in seen]
                 evaluation = Evaluation(torch.stack([part.value for part in parts]))
             else:
-                evaluation, _ = objective.evaluate(self.problem, x, response, None, self.streams.generators[0])
-        check_evaluation(evaluation, x)
+                evaluation, _ = read_evaluation(
+                    objective.evaluate(self.problem, x, response, None, self.streams.generators[0]), objective, x
+                )
         self._x, self._response, self._evaluation, self._parts, self._memories = x, response, evaluation, parts, memories
         for i, counters in enumerate(self.counters):
             counters.lower_step += response.steps
             counters.env_steps += response.env_steps + (parts[i].env_steps if parts else 0)
             counters.comparisons += parts[i].comparisons if parts else 0
+
+    def _look_at(self, i: int, x: Tensor, response: Response) -> tuple[Evaluation, Any]:
+        objective = self.problem.objective
+        return read_evaluation(
+            objective.evaluate(self._problems[i], x, response, self._memories[i], self.streams.generators[i]), objective, x
+        )
 
     def _as_x(self, actions: Any) -> Tensor:
         assert isinstance(self.action_space, gym.spaces.Box)

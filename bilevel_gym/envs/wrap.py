@@ -93,14 +93,13 @@ def wrap_env(
 
     Raises:
         UnknownName: there is no such preset, reward, objective, knob or size.
+        gymnasium.error.Error: there is no such id.
         MissingExtra: the simulator is not installed.
         InvalidProblem: observations or actions are of a kind that no network or solver takes, with the wrapper that helps; episodes are
-            shorter than fragments; or an environment that cannot be made anew.
+            shorter than fragments; an environment that cannot be made anew, or not with these arguments; or a value of another kind.
     """
     own = [name for name in inspect.signature(wrap_env).parameters if name != "preferences"]
     check_names("argument", preferences, [*own, *PreferenceOptions.__annotations__])
-    if isinstance(terms, str):
-        raise InvalidProblem(f"terms is {terms!r}: give a sequence of names, such as ({terms!r},)")
     for name, part, method in (("reward", reward, "dimension"), ("objective", objective, "evaluate")):
         if isinstance(part, type) or not (isinstance(part, str | Mapping) or callable(part) or hasattr(part, method)):
             raise InvalidProblem(f"{name} is {part!r}: give a name, a function or an object, see the arguments of wrap_env")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bilevel_gym.arguments import check_numbers
+from bilevel_gym.arguments import check_call, check_numbers
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.objectives.playing import play, reward_metrics, steps_with_tail, world_at
 from bilevel_gym.preferences import draw_fragments
@@ -40,7 +40,7 @@ class SampledReturn:
         discount: γ̄ in [0, 1], of the true reward.
 
     Raises:
-        InvalidProblem: a number that is out of range.
+        InvalidProblem: a number that is out of range, or a function that does not take trajectories.
 
     Cost: N·T environment steps an evaluation.
     """
@@ -63,6 +63,8 @@ class SampledReturn:
             raise InvalidProblem(f"steps is {self.steps}, and the first {self.length or 1} of them count: play as many")
         if not 0.0 <= self.discount <= 1.0:
             raise InvalidProblem(f"discount is {self.discount}: it must be in [0, 1]; 1 does not discount")
+        if self.function is not None:
+            check_call("the function of trajectories", self.function, ["played"])
 
     def start(self) -> None:
         """No memory: every evaluation plays anew."""
@@ -107,7 +109,13 @@ class SampledReturn:
         if self.function is None:
             time = torch.arange(length, dtype=begun.rewards.dtype, device=begun.rewards.device)
             return (self.discount**time * begun.rewards * begun.alive).sum(-1)
-        worth, count = torch.as_tensor(self.function(begun)), len(begun.alive)
+        answer, count = self.function(begun), len(begun.alive)
+        try:
+            worth = torch.as_tensor(answer)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidProblem(
+                f"the function of trajectories returned a {type(answer).__name__}: it must return a tensor [{count}], one number for each"
+            ) from error
         if worth.shape != (count,):
             raise InvalidProblem(
                 f"the function of trajectories [{count}, {length}] gave an answer of shape {tuple(worth.shape)}: it must be [{count}], one number for each"

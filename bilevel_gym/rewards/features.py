@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bilevel_gym.arguments import check_call
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.frames import to_stacks
 from bilevel_gym.rewards.box import Box
@@ -60,6 +61,7 @@ class FeatureReward(Box):
         states = torch.zeros(1, *shape, dtype=torch.float32 if len(shape) == 1 else torch.uint8, device=device)
         actions = torch.zeros(1, dtype=torch.int64, device=device) if count else world.action_low[None]
         found = _Pair(count) if features is None else features
+        check_call("the function of features", found, ["states", "actions"])
         tried = found(states, actions)
         if not isinstance(tried, Tensor):
             raise InvalidProblem(

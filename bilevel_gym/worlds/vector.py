@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from torch import Tensor
 
-from bilevel_gym.arguments import spec_of
+from bilevel_gym.arguments import check_call, spec_of
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.worlds.simulated import SimulatedWorld, check_times
 from bilevel_gym.worlds.simulation import VectorEnv
@@ -48,7 +48,7 @@ class VectorWorld(SimulatedWorld):
 
     Raises:
         InvalidProblem: observations are neither pictures nor can be made a flat box, actions are neither a bounded flat box nor finitely
-            many, a number is out of range, or the function makes something else.
+            many, a number is out of range, the function makes something else, or it takes other arguments than it is given.
     """
 
     env: str | Callable[..., gym.Env[Any, Any]]
@@ -102,9 +102,15 @@ class VectorWorld(SimulatedWorld):
         """One copy as it comes."""
         given = dict(self.env_kwargs)
         if isinstance(self.env, str):
-            return gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **options, **given)
+            try:
+                return gym.make(self.env, max_episode_steps=-1, disable_env_checker=True, **options, **given)
+            except TypeError as error:
+                raise InvalidProblem(f"{self.env} cannot be made with {given}: {error}") from error
         takes = inspect.signature(self.env).parameters.values()
         known = {name for name in options if any(name == one.name or one.kind is one.VAR_KEYWORD for one in takes)}
+        check_call(
+            f"the function {_called(self.env)}, which makes the environment (env_kwargs gives it more),", self.env, (), {*known, *given}
+        )
         env = self.env(**{name: options[name] for name in known}, **given)
         if not isinstance(env, gym.Env):
             raise InvalidProblem(

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 
 from bilevel_gym.arguments import checked
+from bilevel_gym.envs.oracle import check_asked
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.wrappers.inner import Outer, inner
 
@@ -24,7 +25,8 @@ class LowerBudget(Outer, gym.utils.RecordConstructorArgs):
         env: an outer environment.
         lower_step: sweeps, Newton steps or gradient updates of the lower level.
         env_steps: environment steps.
-        comparisons: labels asked of the teacher.
+        comparisons: labels asked of the teacher; of no use on a task that has asked for none by the end of its reset, where the first
+            step is refused.
 
     Raises:
         InvalidProblem: it is not a bilevel environment, no budget is given, or one is not positive.
@@ -36,8 +38,8 @@ class LowerBudget(Outer, gym.utils.RecordConstructorArgs):
     ) -> None:
         given = {"lower_step": lower_step, "env_steps": env_steps, "comparisons": comparisons}
         gym.utils.RecordConstructorArgs.__init__(self, lower_step=lower_step, env_steps=env_steps, comparisons=comparisons)
-        super().__init__(env)
         self._bilevel = inner(env, "LowerBudget")
+        super().__init__(env)
         self.limits = {name: limit for name, limit in given.items() if limit is not None}
         if not self.limits or min(self.limits.values()) < 1:
             raise InvalidProblem(f"the budgets are {self.limits}: give at least one of {', '.join(given)}, a positive number")
@@ -52,11 +54,14 @@ class LowerBudget(Outer, gym.utils.RecordConstructorArgs):
 
         Raises:
             gymnasium.error.ResetNeeded: a budget was spent before; the environment is unchanged.
+            InvalidProblem: comparisons are limited, and the task asks for none; the environment is unchanged.
         """
-        if spent := self._spent():
-            raise gym.error.ResetNeeded(
-                f"the budget of {spent} is spent: a cold reset, without 'keep', starts a new one; or raise the limit"
-            )
+        begun = self._bilevel.x is not None
+        if begun:
+            check_asked(self.limits, self._bilevel.counters.comparisons)
+        if begun and (spent := self._spent()):
+            cure = "a reset alone costs more" if self._bilevel.upper_step == 0 else "a cold reset, without 'keep', starts a new one"
+            raise gym.error.ResetNeeded(f"the budget of {spent} is spent: {cure}; or raise the limit")
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated or bool(self._spent()), info
 

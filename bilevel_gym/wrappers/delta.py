@@ -31,8 +31,8 @@ class DeltaX(gym.ActionWrapper[Any, np.ndarray, np.ndarray], gym.utils.RecordCon
 
     def __init__(self, env: gym.Env[Any, np.ndarray], limit: Any = None) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, limit=limit)
-        super().__init__(env)
         self._bilevel = inner(env, "DeltaX")
+        super().__init__(env)
         box = self._bilevel.action_space
         assert isinstance(box, gym.spaces.Box)
         if env.action_space != box:
@@ -40,10 +40,13 @@ class DeltaX(gym.ActionWrapper[Any, np.ndarray, np.ndarray], gym.utils.RecordCon
                 "the actions of this environment are not x itself, a wrapper changes them: put DeltaX inside of that wrapper"
             )
         self._box = box
-        largest = np.asarray((box.high - box.low) / 10 if limit is None else limit, dtype=box.dtype)
-        if largest.shape not in ((), box.shape) or not bool((np.isfinite(largest) & (largest > 0)).all()):
+        try:
+            largest = np.asarray((box.high - box.low) / 10 if limit is None else limit, dtype=box.dtype)
+        except (TypeError, ValueError):  # text, or a list of lists
+            largest = np.array(np.nan)
+        if isinstance(limit, bool) or largest.shape not in ((), box.shape) or not bool((np.isfinite(largest) & (largest > 0)).all()):
             raise InvalidProblem(
-                f"limit is {limit}: it must be positive and finite, one number or one for each of {box.shape[0]} parameters"
+                f"limit is {limit!r}: it must be positive and finite, one number or one for each of {box.shape[0]} parameters"
             )
         largest = np.broadcast_to(largest, box.shape)
         self.action_space = gym.spaces.Box(-largest, largest, dtype=box.dtype)

@@ -33,8 +33,8 @@ class HypergradientInfo(Outer, gym.utils.RecordConstructorArgs):
 
     def __init__(self, env: gym.Env[Any, Any], estimator: Estimator) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, estimator=estimator)
-        super().__init__(env)
         self._bilevel = inner(env, "HypergradientInfo")
+        super().__init__(env)
         if isinstance(estimator, type) or not hasattr(estimator, "supports"):
             raise InvalidProblem(f"estimator is {estimator!r}: give an object, such as hypergradients.Exact()")
         if reason := estimator.supports(self._bilevel.problem):

@@ -12,6 +12,7 @@ from typing import IO, Any
 import gymnasium as gym
 import numpy as np
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.checkpoint import replacing
 from bilevel_gym.errors import InvalidProblem, OutputExists
 from bilevel_gym.types import Evaluation
@@ -44,12 +45,14 @@ class RecordUpperSteps(Outer, gym.utils.RecordConstructorArgs):
     Cost: all steps so far, in memory, and written every ``every`` steps.
     """
 
+    @checked
     def __init__(self, env: gym.Env[Any, Any], path: str | Path, *, every: int = 50) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, path=str(path), every=every)
+        self._bilevel = inner(env, "RecordUpperSteps")
         super().__init__(env)
-        self._bilevel, self.path, self.every = inner(env, "RecordUpperSteps"), Path(path), every
+        self.path, self.every = Path(str(path)), every
         if self.path.suffix not in WRITERS or every < 1:
-            raise InvalidProblem(f"path is {self.path} and every {every}: give a file {', '.join(WRITERS)}, and a positive number")
+            raise InvalidProblem(f"path is {path} and every {every}: give a file {', '.join(WRITERS)}, and a positive number")
         if self.path.exists():
             raise OutputExists(f"{self.path} exists: choose another file, or move it away")
         try:  # now, and not after an hour of steps

@@ -10,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from bilevel_gym.agents.loop import Agent
+from bilevel_gym.arguments import checked
+from bilevel_gym.envs.oracle import check_asked
 from bilevel_gym.errors import InvalidProblem, UnknownName
 
 __all__ = ["StopOnBudget", "StopOnSignal"]
@@ -71,6 +73,7 @@ class StopOnBudget:
         InvalidProblem: no budget at all, or one that is not positive.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -92,11 +95,14 @@ class StopOnBudget:
 
         Raises:
             UnknownName: the environment does not count what is limited.
+            InvalidProblem: comparisons are limited, and the task asks for none.
         """
         used = {**metrics, "seconds": time.monotonic() - self._began}
-        for name, limit in self.limits.items():
+        for name in self.limits:
             if name not in used:
                 raise UnknownName("counter", name, [counter for counter in ("lower_step", "env_steps", "comparisons") if counter in used])
+        check_asked(self.limits, used.get("comparisons", 0))
+        for name, limit in self.limits.items():
             if used[name] >= limit:
                 self.spent = name
         return self.spent is None

@@ -117,8 +117,13 @@ def test_refuses_what_does_not_fit(reward: DiscreteMLPReward) -> None:
         reward.along(x[:-1], states, actions)
     with pytest.raises(InvalidProblem, match=r"inputs have shape \(5, 3\)"):
         reward.along(x, states[:, :3], actions)
-    with pytest.raises(InvalidProblem, match="actions have shape"):
-        reward.along(x, states, actions[:, None])
+    population, alone = x.expand(2, -1), states[None]
+    for refused in (actions[:, None], actions[:1], actions[:4]):  # one action for all of the states would be spread over them
+        with pytest.raises(InvalidProblem, match=r"actions have shape .* \[5\]"):
+            reward.along(x, states, refused)
+        with pytest.raises(InvalidProblem, match=r"actions have shape .* \[2, 5\]"):
+            reward.along(population, alone, refused[None])
+    assert torch.equal(reward.along(population, alone, actions[None]), reward.along(population, alone, actions.expand(2, 5)))
     with pytest.raises(InvalidProblem, match=r"\[2 or 1, "):
         reward.along(x.expand(2, -1), states, actions)
     with pytest.raises(TypeError, match="hiden"):

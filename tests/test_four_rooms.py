@@ -25,6 +25,15 @@ def uneven(problem, seed=0):
     return 2.0 * torch.as_tensor(np.random.default_rng(seed).standard_normal(problem.dimension))
 
 
+def test_incentives_start_inside_their_box():
+    """Scaled after the clip to the box, a wide start was outside of the action space, which refuses it only when an agent sends it back."""
+    wide = IncentiveReward(np.zeros((3, 2)), amount=-0.2, spread=50.0, bound=4.0)
+    draws = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(wide.initial(torch.Generator().manual_seed(0)), (50.0 * draws).clamp(-4.0, 4.0))
+    plain = IncentiveReward(np.zeros((3, 2)), amount=-0.2)
+    torch.testing.assert_close(plain.initial(torch.Generator().manual_seed(0)), 0.01 * draws)
+
+
 def test_incentives():
     """What x hands out, where it is paid, and what that leaves of the base reward."""
     reward = IncentiveReward(np.zeros((2, 3, 4)), [[1, 1, 0], [1, 0, 1]], amount=-0.2)
@@ -46,6 +55,7 @@ def test_incentives():
         ({"paid": [1.0, np.nan, 1.0]}, "finite"),
         ({"amount": 0.0}, "nothing to share out"),
         ({"amount": np.inf}, "amount is inf"),
+        ({"spread": -1.0}, "spread is -1.0"),
     ],
 )
 def test_bad_incentives_are_named(options, words):

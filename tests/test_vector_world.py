@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from bilevel_gym import BilevelEnv, BilevelProblem
 from bilevel_gym.agents.runs import make_env
 from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra, UnknownName, UnsupportedProblem
-from bilevel_gym.problem import BilevelProblem
+from bilevel_gym.objectives import SampledReturn
 from bilevel_gym.regularizers import Shannon
-from bilevel_gym.rewards import EnvironmentReward
+from bilevel_gym.rewards import EnvironmentReward, network_for
 from bilevel_gym.solvers import SAC
 from bilevel_gym.types import Policy, World
 from bilevel_gym.worlds import UniformPolicy, VectorWorld, mujoco_world
@@ -59,6 +60,16 @@ class Canvas(gym.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """More noise."""
         return self.np_random.integers(256, size=(4, 12, 12), dtype=np.uint8), 0.0, False, False, {}
+
+
+class Lost(Walk):
+    """A simulator that loses its numbers at the third step."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move, as long as it goes well."""
+        self.moved = getattr(self, "moved", 0) + 1
+        place, *rest = super().step(0.0 * action)
+        return (place if self.moved < 3 else place * np.nan, *rest)
 
 
 class Steps(gym.Env[dict[str, Any], np.int64]):
@@ -222,6 +233,19 @@ def test_an_interrupted_simulation_says_so() -> None:
         _ = simulation.observations
     simulation.reset(1)
     assert simulation.ready
+
+
+def test_observations_that_are_no_numbers_are_named() -> None:
+    """A follower's actions are NaN then, and r_x was blamed for it; neither a rollout nor a replay may go on from there."""
+    world = VectorWorld(Lost, 0.9, horizon=20)
+    with pytest.raises(InvalidProblem, match="an observation of the environment has a NaN"):
+        world.rollout(world.uniform(), trajectories=2, steps=8, generator=seeded(0))
+    problem = BilevelProblem(world, network_for(world, hidden=(4,)), Shannon(0.1), SampledReturn(length=2, trajectories=3, steps=2))
+    env = BilevelEnv(problem, SAC(steps=12, learning_starts=8, batch_size=4, hidden=(4,), capacity=100), solve_on_reset=False)
+    env.reset(seed=0)
+    x = env.action_space.sample() * 0.0
+    with pytest.raises(InvalidProblem, match="an observation of the environment has a NaN"):
+        env.step(x)
 
 
 def test_quadrature_has_the_mean_of_the_policy(pendulum: VectorWorld) -> None:

@@ -33,11 +33,11 @@ class AllActionsReward(NetworkReward):
 
     def along_each(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """Each member's r at state-action pairs, one entry of its r(s, ·) for each: actions [...] int64 → [K, ...]."""
-        scores = self._scores(x, states)
-        if actions.ndim != scores.ndim - 2:
-            expected = [*scores.shape[: x.ndim - 1], *scores.shape[x.ndim : -1]]
+        scores, axis = self._scores(x, states), x.ndim - 1
+        expected = [*scores.shape[:axis], *scores.shape[axis + 1 : -1]]
+        if list(actions.shape) not in (expected, [1] * axis + expected[axis:]):
             raise InvalidProblem(f"actions have shape {tuple(actions.shape)}: they must be numbers of actions, {expected}")
-        chosen = actions.unsqueeze(x.ndim - 1).expand(scores.shape[:-1])
+        chosen = actions.unsqueeze(axis).expand(scores.shape[:-1])
         return scores.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
 
     def _scores(self, x: Tensor, states: Tensor) -> Tensor:

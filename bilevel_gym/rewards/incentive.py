@@ -21,7 +21,7 @@ class IncentiveReward(Table):
         base: [S, A], or [C, S, A] with contexts: the reward without incentives.
         paid: [S] or [C, S] of 0 and 1, or any weights: where an incentive takes effect; None is everywhere.
         amount: what is shared out; negative where the leader charges for states.
-        spread: the standard deviation of the logits to start from; the released code of HPGD has .01.
+        spread: the standard deviation of the logits to start from, with nearly equal shares; the released code of HPGD has .01.
         bound: x lies in [−bound, bound]^(S+1).
         device: where the tables live.
 
@@ -51,12 +51,8 @@ class IncentiveReward(Table):
         if not 0.0 < abs(amount) < float("inf"):
             raise InvalidProblem(f"amount is {amount}: there is nothing to share out; give a finite number other than 0, such as -0.2")
         self.paid = weights.to(self.base.device)
-        self.amount, self.spread = float(amount), float(spread)
-        super().__init__(states + 1, bound, device)
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """Normal logits of deviation ``spread``, so that the shares are nearly equal: [D]."""
-        return self.spread * super().initial(generator)
+        self.amount = float(amount)
+        super().__init__(states + 1, bound, spread=spread, device=device)
 
     def incentives(self, x: Tensor) -> Tensor:
         """amount · softmax(x), without the share that is paid nowhere: [B, D] → [B, S]."""

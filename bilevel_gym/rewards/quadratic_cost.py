@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.rewards.box import Box
 
 __all__ = ["QuadraticCost"]
 
 
-class QuadraticCost:
+class QuadraticCost(Box):
     """r_x(s, a) = −(sᵀQ_x s + aᵀR_x a) with diagonal Q_x and R_x: x are the logarithms of their n + m weights, states first.
 
     Args:
@@ -21,30 +21,14 @@ class QuadraticCost:
         device: where x lives.
 
     Raises:
-        InvalidProblem: a size or the bound is not positive.
+        InvalidProblem: a size is not positive, or the bound not positive and finite.
     """
 
-    dtype = torch.float64
-
     def __init__(self, states: int, actions: int, *, bound: float = 3.0, device: str | torch.device = "cpu") -> None:
-        if min(states, actions) < 1 or not 0.0 < bound < float("inf"):
-            raise InvalidProblem(f"states is {states}, actions {actions} and bound {bound}: each must be positive, and bound finite")
-        self.states, self.actions, self.bound = states, actions, bound
-        self.device = torch.device(device)
-
-    @property
-    def dimension(self) -> int:
-        """D = n + m."""
-        return self.states + self.actions
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """The box of x: two arrays [D]."""
-        return np.full(self.dimension, -self.bound), np.full(self.dimension, self.bound)
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """A standard normal x, kept inside the box: [D]."""
-        return torch.randn(self.dimension, generator=generator, dtype=self.dtype, device=self.device).clamp_(-self.bound, self.bound)
+        if min(states, actions) < 1 or not bound > 0.0:
+            raise InvalidProblem(f"states is {states}, actions {actions} and bound {bound}: each must be positive")
+        super().__init__(states + actions, bound, device=device)
+        self.states, self.actions = states, actions
 
     def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Q_x and R_x: [B, D] → [B, n, n], [B, m, m]."""

@@ -16,10 +16,7 @@ __all__ = ["LinearReward", "QuadraticReward", "Table", "finite_table"]
 
 
 class Table(Box, ABC):
-    """What the tabular rewards share: a box with a standard normal start, and the look-up of pairs."""
-
-    def __init__(self, dimension: int, bound: float, device: str | torch.device) -> None:
-        super().__init__(dimension, bound, device=device)
+    """What the tabular rewards share: a box with a normal start, and the look-up of pairs."""
 
     def along(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """r_x at state-action pairs: x [B, D], states and actions [...] → [B, ...]."""
@@ -56,7 +53,7 @@ class QuadraticReward(Table):
                 f"coefficients {tuple(self.coefficients.shape)} must be [S, A] and matrix {tuple(self.matrix.shape)} square, [D, D]"
             )
         self.matrix = (self.matrix + self.matrix.mT) / 2.0
-        super().__init__(self.matrix.shape[-1], bound, device)
+        super().__init__(self.matrix.shape[-1], bound, device=device)
 
     def at(self, x: Tensor) -> Tensor:
         """r_x: [B, D] → [B, S, A]. Cost: O(D² + SA)."""
@@ -104,7 +101,7 @@ class LinearReward(Table):
             raise InvalidProblem(
                 f"offset has shape {tuple(self.offset.shape)}: it must end with [S, A] = {list(self.features.shape[-3:-1])}, as the features do"
             )
-        super().__init__(self.features.shape[-1], bound, device)
+        super().__init__(self.features.shape[-1], bound, device=device)
 
     def at(self, x: Tensor) -> Tensor:
         """r_x: [B, D] → [B, S, A]. Cost: O(SAD)."""

@@ -157,5 +157,13 @@ class Simulation:
 
 
 def as_observations(values: np.ndarray, device: torch.device) -> Tensor:
-    """Observations as networks take them, copied: stacks of pictures [N, stack, height, width] uint8, all else float32."""
+    """Observations as networks take them, copied: stacks of pictures [N, stack, height, width] uint8, all else float32.
+
+    Raises:
+        InvalidProblem: one of them is not finite, of which no policy and no reward could make anything.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InvalidProblem(
+            "an observation of the environment has a NaN or an infinity, which no network can read: see to the environment, or put a wrapper around it"
+        )
     return torch.as_tensor(values).to(device, torch.uint8 if values.ndim == 4 else torch.float32, copy=True)

@@ -121,7 +121,7 @@ NESTED = spaces.Dict(
     {
         "b": spaces.Discrete(3, start=2),
         "a": spaces.Tuple([spaces.Box(-1.0, 1.0, (2,)), spaces.MultiBinary(2)]),
-        "c": spaces.MultiDiscrete([2, 3]),
+        "c": spaces.MultiDiscrete([2, 3], start=[1, -1]),
     }
 )
 
@@ -157,6 +157,28 @@ def test_nested_observations_are_flat() -> None:
         from_minari("theirs/nested-v0", world)
 
 
+def test_states_and_actions_of_tables_begin_at_0() -> None:
+    """A dataset whose numbers begin at 5 would be another table's; and one with an action too many is refused, though nobody took it."""
+    ends = np.array([False, False, True])
+    episode = buffers.EpisodeBuffer(
+        observations=np.array([5, 8, 6, 6]),
+        actions=np.array([2, 0, 1]),
+        rewards=np.arange(3.0),
+        terminations=ends,
+        truncations=np.zeros_like(ends),
+    )
+    for name, count in (("theirs/table-v0", 3), ("theirs/more-v0", 4)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Minari's advice about authors and links
+            minari.create_dataset_from_buffers(
+                name, [episode], observation_space=spaces.Discrete(4, start=5), action_space=spaces.Discrete(count)
+            )
+    found = from_minari("theirs/table-v0", table(0.0))
+    assert (found.states.tolist(), found.actions.tolist()) == ([[0, 3, 1]], [[2, 0, 1]])
+    with pytest.raises(InvalidProblem, match=r"has actions Discrete\(4\).*takes Discrete\(3\)"):
+        from_minari("theirs/more-v0", table(0.0))
+
+
 class Pictures:
     """A world that shows stacks of small pictures."""
 
@@ -172,6 +194,7 @@ def test_pictures_stay_as_they_are() -> None:
     to_minari("mine/pictures-v0", written, Pictures())
     found = from_minari("mine/pictures-v0", Pictures())
     assert torch.equal(found.states, stacks.stacks())
+    assert minari.load_dataset("mine/pictures-v0").observation_space == spaces.Box(0, 255, (2, 6, 5), np.uint8)
     for parts in ((stacks, found.states), (found.states, stacks)):
         assert torch.equal(to_stacks(concatenate_states(parts)), torch.cat([stacks.stacks()] * 2))
 

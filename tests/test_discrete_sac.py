@@ -74,6 +74,14 @@ def module(architecture: Architecture, flat: Tensor, copies: int, copy: int) -> 
     return nn.Sequential(*layers[:-1]).to(flat.dtype)
 
 
+@torch.no_grad()
+def follow(targets: list[nn.Sequential], critics: list[nn.Sequential], polyak: float) -> None:
+    """Move modules towards others."""
+    for critic, target in zip(critics, targets, strict=True):
+        for parameter, slow in zip(critic.parameters(), target.parameters(), strict=True):
+            slow.copy_((1.0 - polyak) * slow + polyak * parameter)
+
+
 class Textbook:
     """Discrete SAC as CleanRL writes it: modules, separate passes, autograd, ``torch.optim.Adam``; its losses of critics are halved."""
 
@@ -120,10 +128,7 @@ class Textbook:
             self.step(2, (self.log_temperature.exp() * (distribution.entropy().detach() - self.setting.entropy)).mean())
         self.count += 1
         if self.count % self.rates.target_every == 0:
-            with torch.no_grad():
-                for critic, target in zip(self.critics, self.targets, strict=True):
-                    for parameter, slow in zip(critic.parameters(), target.parameters(), strict=True):
-                        slow.copy_((1.0 - self.rates.polyak) * slow + self.rates.polyak * parameter)
+            follow(self.targets, self.critics, self.rates.polyak)
 
 
 def example(architecture: Architecture, count: int, choices: int, dtype: torch.dtype, generator: torch.Generator) -> DiscreteLabelled:

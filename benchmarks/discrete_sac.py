@@ -12,6 +12,8 @@ The peer is written here after what ``sac_atari`` of CleanRL (https://github.com
 network and purpose, autograd, ``torch.optim.Adam``, a replay of the stacks of s and s', ``.item()`` on the temperature in each update
 and on the losses in every hundredth. It is the arithmetic of ``tests/test_discrete_sac.py``, which holds ours to it.
 
+With ``--soft-q`` the sides are our ``SoftQ`` and, as the peer, our ``DiscreteSAC`` at CartPole's sizes: 64×64 perceptrons, batch 64, τ fixed.
+
 The second row is memory: bytes of a million Atari transitions here, and as stacks of s and s'.
 
 Written as CSV to ``benchmarks/results/``.
@@ -27,16 +29,19 @@ from collections.abc import Callable
 from math import log
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_gym.solvers.architectures import architecture_for
+from bilevel_gym.solvers.architectures import MLP, architecture_for
 from bilevel_gym.solvers.discrete_actor_critic import DiscreteLearner
 from bilevel_gym.solvers.finite_actions import DiscreteLabelled
 from bilevel_gym.solvers.frame_replay import FrameReplay
-from bilevel_gym.solvers.learner import ActorCritic, Rates, Setting
+from bilevel_gym.solvers.learner import ActorCritic, Learner, Rates, Setting
+from bilevel_gym.solvers.replay import Replay
+from bilevel_gym.solvers.soft_q import SoftQLearner
 
 BATCH, CHOICES, DISCOUNT = 64, 6, 0.99
 ENTROPY = 0.89 * log(CHOICES)
@@ -69,6 +74,21 @@ def ours(steps: list[tuple[Tensor, ...]], generator: torch.Generator) -> Turn:
     learner, replay = DiscreteLearner(networks, setting, RATES, batch_size=BATCH), FrameReplay((84, 84), 4, len(steps))
     for step in steps:
         replay.add(*step)
+    return turns(learner, replay, generator)
+
+
+def small(kind: type[Learner[DiscreteLabelled, Any]], generator: torch.Generator) -> Turn:
+    """A function that makes so many updates at CartPole's sizes, of noise."""
+    network = MLP((4, 64, 64, 2))
+    setting = Setting(DISCOUNT, 0.05, network if kind is DiscreteLearner else None, network)
+    networks, replay, count = ActorCritic.initial(setting, generator, torch.device("cpu")), Replay(4, None, 5000), 5000
+    states, following, rewards = (torch.randn(*shape, generator=generator) for shape in ((count, 4), (count, 4), (count,)))
+    replay.add(states, torch.randint(2, (count,), generator=generator), following, torch.zeros(count), rewards)
+    return turns(kind(networks, setting, Rates(), batch_size=BATCH), replay, generator)
+
+
+def turns(learner: Learner[DiscreteLabelled, Any], replay: Replay | FrameReplay, generator: torch.Generator) -> Turn:
+    """A function that draws and updates so many times."""
 
     def turn(updates: int) -> None:
         for _ in range(updates):
@@ -175,14 +195,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--updates", type=int, default=8, help="updates of a turn")
+    parser.add_argument("--soft-q", action="store_true", help="SoftQ against DiscreteSAC instead, small")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the CSV")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     generator = torch.Generator().manual_seed(0)
-    steps = stream(2000, generator)
-    sides = {"ours": ours(steps, generator), "peer": peer(steps, generator)}
+    if options.soft_q:
+        sides = {"ours": small(SoftQLearner, generator), "peer": small(DiscreteLearner, generator)}
+    else:
+        steps = stream(2000, generator)
+        sides = {"ours": ours(steps, generator), "peer": peer(steps, generator)}
     rows = []
     for number in range(options.rounds + 1):
         rate = {}
@@ -195,16 +219,21 @@ def main() -> None:
             print(f"round {number}: ours {rate['ours']:5.2f}/s   peer {rate['peer']:5.2f}/s   ratio {rows[-1][3]:.2f}", flush=True)
     _, mine, theirs, ratio = (median(column) for column in zip(*rows, strict=True))
     machine = f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
-    print(f"median: ours {mine:.2f}/s ({GFLOP * mine:.0f} GFLOP/s), peer {theirs:.2f}/s, ratio {ratio:.2f} ({machine})")
-    here, stacked = memory()
-    print(f"a million transitions: {here:.2f} GB as frames, {stacked:.2f} GB as stacks of s and s', ratio {stacked / here:.2f}")
+    lines = [
+        ("round", "ours", "peer", "ratio"),
+        *((f"updates_per_second_{row[0]}", *(f"{number:.3f}" for number in row[1:])) for row in rows),
+    ]
+    if options.soft_q:
+        print(f"median: ours {mine:.0f}/s, peer {theirs:.0f}/s, ratio {ratio:.2f} ({machine})")
+    else:
+        print(f"median: ours {mine:.2f}/s ({GFLOP * mine:.0f} GFLOP/s), peer {theirs:.2f}/s, ratio {ratio:.2f} ({machine})")
+        here, stacked = memory()
+        print(f"a million transitions: {here:.2f} GB as frames, {stacked:.2f} GB as stacks of s and s', ratio {stacked / here:.2f}")
+        lines.append(("gigabytes_per_million", f"{here:.3f}", f"{stacked:.3f}", f"{stacked / here:.3f}"))
 
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / f"discrete_sac_{options.threads}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("round", "ours", "peer", "ratio"))
-        writer.writerows((f"updates_per_second_{number}", f"{a:.3f}", f"{b:.3f}", f"{c:.3f}") for number, a, b, c in rows)
-        writer.writerow(("gigabytes_per_million", f"{here:.3f}", f"{stacked:.3f}", f"{stacked / here:.3f}"))
+    with (options.out / f"{'soft_q' if options.soft_q else 'discrete_sac'}_{options.threads}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
 
 
 if __name__ == "__main__":

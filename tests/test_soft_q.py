@@ -182,6 +182,8 @@ def test_policy_is_a_softmax_of_the_smaller_values() -> None:
     response = SMALL.solve(problem, x, generator=seeded(1))
     policy, states = response.policy, torch.randn(300, 4, generator=seeded(2))
     kept = policy.parameters.clone()
+    assert torch.equal(kept, response.state.networks.critic)
+    assert not torch.equal(kept, response.state.networks.target)
     values = torch.minimum(*(module(MLP((4, 8, 8, 2)), kept, 2, copy)(states).detach() for copy in range(2)))
     torch.testing.assert_close(policy.action_values(states), values)
     torch.testing.assert_close(policy.state_value(states), 0.1 * torch.logsumexp(values / 0.1, -1))

@@ -68,7 +68,7 @@ class SoftQ(FiniteActionSolver):
     Args:
         target_entropy: must be None: τ stays that of ``problem.regularizer``.
 
-    Observations are read as by ``DiscreteSAC``. The other arguments are those of ``OffPolicySolver``.
+    ``response.policy`` knows Q and V (``action_values``, ``state_value``). Observations are read as by ``DiscreteSAC``. The other arguments are those of ``OffPolicySolver``.
 
     Raises:
         InvalidProblem: a number is out of range, or τ is to be tuned.

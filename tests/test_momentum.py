@@ -14,7 +14,9 @@ from bilevel_gym import BilevelEnv, agents, checkpoint
 from bilevel_gym.agents.gradient_descent import GradientDescent
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem
+from bilevel_gym.frames import FrameStacks
 from bilevel_gym.hypergradients import Exact, GivenCritic, Importance, Momentum, ScoreFunction, ScoreState, TableCritic
+from bilevel_gym.hypergradients import importance as weighing
 from bilevel_gym.hypergradients.sensitivities import Point, along_continuations, play_continuations, resolvent
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import central_differences, compare, enumerated_critic
@@ -253,6 +255,47 @@ def test_weights_in_closed_form():
     origin, first, last = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0, 0], [1, 1]]), torch.tensor([[2, 1], [3, 3]])
     np.testing.assert_allclose(importance.of_tuples(trajectories, origin, first, last), [4 / 3, 4 / 3], rtol=1e-6)
     np.testing.assert_allclose(Importance(wanted, played, 1.0).of_tuples(trajectories, origin, first, last), [1, 1], rtol=1e-6)
+
+
+class Tabled:
+    """A policy on observations whose first number is the state, as networks' policies are: it says log π(a|s), and counts the questions."""
+
+    def __init__(self, table):
+        self.table, self.asked = table, []
+
+    def sample(self, observations, generator):
+        """Nobody asks."""
+        raise AssertionError
+
+    mean = sample
+
+    def log_prob(self, observations, actions):
+        """[n, *observation], [n] → [n]."""
+        self.asked.append(len(observations))
+        return self.table[observations.flatten(1)[:, 0].long(), actions].log()
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_weights_by_log_densities_are_those_by_tables(pixels, monkeypatch):
+    """What simulators take: steps in another order, a chunk too few, or a policy that is asked about all pixels at once."""
+    monkeypatch.setattr(weighing, "CHUNK", 4)
+    generator = torch.Generator().manual_seed(0)
+    wanted, played = torch.softmax(torch.randn(2, 5, 2, generator=generator, dtype=torch.float64), -1)
+    states, actions = torch.randint(5, (3, 7), generator=generator), torch.randint(2, (3, 7), generator=generator)
+    alive = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    seen = states.float()[..., None]
+    if pixels:
+        pictures = torch.arange(5, dtype=torch.uint8)[:, None, None].expand(5, 2, 2).contiguous()
+        seen = FrameStacks((pictures,), states[..., None].expand(3, 7, 4).contiguous())
+    policies = Tabled(wanted), Tabled(played)
+    known, tables = Importance(*policies, 20.0), Importance(wanted, played, 20.0)
+    origin, first, last = torch.tensor([[0, 1], [2, 0]]), torch.tensor([[0, 2], [0, 3]]), torch.tensor([[4, 6], [3, 7]])
+    found, truth = Trajectory(seen, actions, alive), Trajectory(states, actions, alive)
+    for given in (False, True):
+        torch.testing.assert_close(known.of_steps(found, given=given), tables.of_steps(truth, given=given))
+    torch.testing.assert_close(known.of_tuples(found, origin, first, last), tables.of_tuples(truth, origin, first, last))
+    assert len(tables.of_steps(truth).unique()) > 10
+    assert policies[0].asked == policies[1].asked == 3 * [4, 4, 4, 4, 4, 1]
 
 
 @pytest.mark.parametrize("correction", ["none", "importance"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from gymnasium.vector import AutoresetMode
 from bilevel_gym import agents
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import CheckpointError, InvalidAction, InvalidProblem, UnsupportedProblem
+from bilevel_gym.hypergradients import PerProblem
 from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing.environment import _same
+from bilevel_gym.types import Hypergradient
 from tests import problems
 
 BATCHED = [name for name, entry in CATALOGUE.items() if entry.batched]
@@ -145,6 +149,23 @@ def test_state_goes_back_exactly():
             np.testing.assert_array_equal(value, again[0][name])
         with pytest.raises(CheckpointError, match="2 members"):
             BilevelVectorEnv(sampled(), 3).set_state(state)
+
+
+def test_diagnostics_that_only_some_members_have():
+    """One member may know nothing of its loss yet, and say less: that is no error, and nothing that the others' numbers are divided by."""
+
+    class Telling:
+        def supports(self, problem):
+            return None
+
+        def __call__(self, oracle, x, response, evaluation, state):
+            return Hypergradient(x, x, 0.0 * x, {"told": state} if state else {}), state
+
+    oracle = SimpleNamespace(members=[SimpleNamespace(oracle=None, response=None, evaluation=None) for _ in range(3)])
+    for states, stats in (([0.0, 2.0, 4.0], {"told": 3.0}), ([0.0, 0.0, 0.0], {})):
+        found, _ = PerProblem(Telling())(oracle, torch.ones(3, 2), None, None, states)
+        assert found.stats == stats
+        assert found.value.shape == (3, 2)
 
 
 def sampled():

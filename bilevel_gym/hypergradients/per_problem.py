@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,10 +40,14 @@ class PerProblem:
     def __call__(
         self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: list[Any]
     ) -> tuple[Hypergradient, list[Any]]:
-        """One estimate of each ∇φ: x [B, D] → [B, D]; diagnostics are means over the batch."""
+        """One estimate of each ∇φ: x [B, D] → [B, D]; diagnostics are means over those of the batch that have them."""
         members = oracle.members  # type: ignore[attr-defined]
         found = [self.estimator(member.oracle, x[i], member.response, member.evaluation, state[i]) for i, member in enumerate(members)]
         parts = [part for part, _ in found]
         value, direct, implicit = (torch.stack([getattr(part, name) for part in parts]) for name in ("value", "direct", "implicit"))
-        stats = {name: sum(part.stats[name] for part in parts) / len(parts) for name in parts[0].stats}
-        return Hypergradient(value, direct, implicit, stats), [after for _, after in found]
+        stats: dict[str, list[float]] = {}
+        for part in parts:
+            for name, number in part.stats.items():
+                stats.setdefault(name, []).append(number)
+        means = {name: fmean(numbers) for name, numbers in stats.items()}
+        return Hypergradient(value, direct, implicit, means), [after for _, after in found]

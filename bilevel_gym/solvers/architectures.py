@@ -87,7 +87,7 @@ class MLP:
     def outputs(self, flat: Tensor, observations: Tensor, copies: int = 1) -> Tensor:
         """[P], [n, observation] → [copies, n, out]."""
         parts, inputs = split_flat(flat, layer_shapes(self.sizes, copies)), self.inputs(observations, flat)
-        return torch.stack([perceptron([part[copy, None] for part in parts], inputs) for copy in range(copies)])
+        return torch.stack([perceptron([part[copy] for part in parts], inputs) for copy in range(copies)])
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class CNN:
         said = []
         for copy in range(copies):
             features = convolve(self.layers, [part[copy] for part in parts[:count]], inputs)[-1]
-            said.append(perceptron([part[copy, None] for part in parts[count:]], features.permute(0, 2, 3, 1).flatten(1)))
+            said.append(perceptron([part[copy] for part in parts[count:]], features.permute(0, 2, 3, 1).flatten(1)))
         return torch.stack(said)
 
     def _shapes(self, copies: int) -> list[tuple[int, ...]]:

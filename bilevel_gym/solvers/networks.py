@@ -123,10 +123,10 @@ def _top(stack: Tensor, rows: int) -> Tensor:
 
 
 def perceptron(parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """What one perceptron says, with parameters shaped as by ``layer_shapes``: [n, in] → [n, out], a new tensor."""
-    units = torch.addmm(parameters[1][0], inputs, parameters[0][0])
+    """What one perceptron says, with weights [in, out] and biases [1, out] in turn: [n, in] → [n, out], a new tensor."""
+    units = torch.addmm(parameters[1], inputs, parameters[0])
     for weight, bias in zip(parameters[2::2], parameters[3::2], strict=True):
-        units = torch.addmm(bias[0], units.relu_(), weight[0])
+        units = torch.addmm(bias, units.relu_(), weight)
     return units
 
 
@@ -172,7 +172,7 @@ class GaussianPolicy:
     _layers: list[Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_layers", split_flat(self.parameters, layer_shapes(self.sizes)))
+        object.__setattr__(self, "_layers", split_flat(self.parameters, [shape[1:] for shape in layer_shapes(self.sizes)]))
 
     def clone(self) -> GaussianPolicy:
         """The same policy with parameters of its own."""
@@ -206,4 +206,5 @@ class GaussianPolicy:
             return torch.where(edge, torch.special.log_ndtr(-unit.sign() * noise), density).sum(-1)
 
     def _to_box(self, drive: Tensor) -> Tensor:
-        return torch.lerp(self.low, self.high, 0.5 + 0.5 * torch.tanh(drive))
+        """tanh u, scaled to the box: (1 + tanh u)/2 is the logistic function of 2u."""
+        return torch.lerp(self.low, self.high, torch.sigmoid(drive + drive))

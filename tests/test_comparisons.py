@@ -17,6 +17,7 @@ from bilevel_gym.frames import FrameStacks
 from bilevel_gym.preferences import PreferenceBuffer, load_comparisons, save_comparisons
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Fragments, Trajectory
+from bilevel_gym.worlds import TabularWorld
 from tests import problems
 
 SOLVER = SoftPolicyIteration(tolerance=1e-13)
@@ -187,6 +188,41 @@ def test_experts_play_half_of_the_held_out_set():
     assert abs(means[2] - (means[0] + best) / 2) < 0.3 * (best - means[0])
     assert policy[0].env_steps - plain[0].env_steps == 64 * 3
     assert given_[0].env_steps == plain[0].env_steps
+
+
+def test_of_longer_trajectories_the_first_steps_are_compared():
+    """An expert's whole episode is as good as a piece of it, and steps that the others do not play must not be in the set."""
+    base = problems.preference(0, length=3)
+    policy = torch.full((3, 2), 0.5, dtype=torch.float64)
+    longer = base.world.rollout(policy, trajectories=1, steps=9, generator=torch.Generator().manual_seed(1))
+    _, memory = looked(with_objective(base, held_out_pairs=64, experts=[longer]), problems.point(base, 0))
+    fragments, own = memory.held_out, longer.states[0, :3] * 2 + longer.actions[0, :3]
+    same = (fragments.states * 2 + fragments.actions == own).all(-1)
+    assert 0.3 < float(same.double().mean()) < 0.8
+
+
+def test_random_policies_are_of_sixteen_qualities(monkeypatch):
+    """A single one would make a held-out set of one kind of behaviour, on which any reward may look right or wrong."""
+    drawn = []
+    plain = TabularWorld.exploratory
+    monkeypatch.setattr(TabularWorld, "exploratory", lambda world, source: drawn.append(plain(world, source)) or drawn[-1])
+    problem = with_objective(problems.preference(0), held_out_pairs=40)
+    evaluation, _ = looked(problem, problems.point(problem, 0))
+    assert len({tuple(policy.flatten().tolist()) for policy in drawn}) == len(drawn) == 16
+    assert evaluation.comparisons == 64 + 40
+
+
+def test_a_references_fragments_are_played_beside_the_followers():
+    """Both cost environment steps; the returns are the follower's, and what is compared is not."""
+    base = problems.preference(0)
+    truth = base.world.true_reward.flatten()
+    worst = SOLVER.solve(base, -30.0 * truth).policy
+    plain, _ = looked(base, 30.0 * truth)
+    evaluation, _ = looked(with_objective(base, reference=worst), 30.0 * truth)
+    assert evaluation.env_steps == 2 * plain.env_steps == 2 * 128 * 20
+    shown = evaluation.fresh.trajectories.rewards.sum(-1).mean()
+    assert evaluation.metrics["true_return"] > float(shown) + 1.0
+    assert evaluation.metrics["true_return"] == pytest.approx(plain.metrics["true_return"], rel=0.1)
 
 
 def test_the_correlation_is_pearsons():

@@ -230,6 +230,7 @@ def test_what_does_not_fit_is_refused() -> None:
         from_minari("mine/box-v0", table(0.0))
     known, states = table(0.0), torch.zeros(1, 2, dtype=torch.long)
     assert misfit(replace(written, actions=states), VectorWorld("Pendulum-v1", 0.9, horizon=5)).startswith("its actions are of shape []")
+    assert misfit(Trajectory(states - 1, states, states == 0), known) is not None
     assert misfit(Trajectory(states, states + 3, states == 0), known) == "its actions are numbers up to 3, and the world has 3 actions"
 
 

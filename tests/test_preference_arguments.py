@@ -62,6 +62,18 @@ def test_longer_fragments_are_cut_from_longer_looks() -> None:
     assert found == [60, 50, 40, 65, None]
 
 
+def test_episodes_are_the_tasks_own_up_to_the_presets() -> None:
+    """Pendulum's 200 steps are not made a thousand, nor CartPole's 500; who names a horizon has it."""
+    for name, options, horizon in (
+        (PENDULUM, {}, 200),
+        ("bilevel/CartPolePreference-v0", {"preset": "demo"}, 250),
+        (PENDULUM, {"horizon": 300}, 300),
+    ):
+        problem = gym.make(name, **options).unwrapped.problem
+        assert problem.world.horizon == horizon
+        assert problem.objective.steps <= horizon
+
+
 def test_what_is_asked_is_counted() -> None:
     """Without it the query's pairs or the budget might be read and not used."""
     env = tiny(PENDULUM, **{**ASKED, "half_rate": None, "budget": 14})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf, log
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.objectives import PreferenceObjective, enumerate_fragments
+from bilevel_gym.objectives.playing import steps_with_tail
 from bilevel_gym.preferences import (
     BradleyTerry,
     PreferenceBuffer,
@@ -142,6 +144,24 @@ def test_the_one_node_of_the_loss_is_the_textbook(members):
     assert not bool(found[0][1][:, outcome.isnan()].any())
 
 
+@pytest.mark.parametrize(
+    ("discount", "steps", "horizon", "expected"),
+    [
+        (0.9, None, None, 3 + 44),
+        (0.99, None, None, 3 + 459),
+        (0.0, None, None, 3),
+        (0.9, None, 20, 20),
+        (0.9, 7, None, 7),
+        (0.9, 70, 20, 20),
+    ],
+)
+def test_what_is_played_is_the_fragment_and_its_tail(discount, steps, horizon, expected):
+    """γ^t must have fallen to .01 past the fragment, where "critic" stops to look; an episode has no more steps than it has."""
+    assert steps_with_tail(SimpleNamespace(discount=discount, horizon=horizon), 3, steps) == expected
+    if steps is None and horizon is None and discount:
+        assert discount ** (expected - 3) <= 0.01 < discount ** (expected - 4)
+
+
 def numbered(first, count):
     """Tuples with their number as outcome."""
     number = torch.arange(first, first + count, dtype=torch.float64)
@@ -238,7 +258,7 @@ def test_the_memory_is_the_environments():
     assert len(later.queue) == 164
     assert later.held_out is memory.held_out
     assert (first.comparisons, second.comparisons) == (140, 64)
-    assert first.env_steps > second.env_steps - 1
+    assert (first.env_steps, second.env_steps) == (200 * 20 + 16 * 4 * 2, 128 * 20)  # held-out fragments begin at the reset: two steps
 
 
 def test_initial_pairs_are_for_the_first_evaluation_only():

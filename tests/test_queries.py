@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isnan
+from math import inf, isnan
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from bilevel_gym import BilevelEnv, BilevelProblem, agents
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnknownName, UnsupportedProblem
 from bilevel_gym.hypergradients import GivenCritic, ScoreFunction, ScoreState
-from bilevel_gym.preferences import Query, cross_entropy, labels_due
+from bilevel_gym.preferences import Query, Teacher, cross_entropy, labels_due
 from bilevel_gym.rewards import LinearReward
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing import central_differences, check_hypergradient, compare, enumerated_critic
@@ -130,6 +130,30 @@ def test_chosen_pairs_feed_the_queue_and_nothing_else():
     assert not torch.equal(with_queue.direct, without.direct)
 
 
+def test_chosen_pairs_have_their_own_answers():
+    """An answer about another candidate would be a label like any other: here a rational teacher's own is known."""
+    problem = committee(query=Query("disagreement", pairs=32), teacher=Teacher(inf), pairs=2)
+    _, _, (_, second) = evaluations(problem, 2)
+    content = second.memory.content
+    returns = content.rewards.sum(-1)
+    assert len(returns) == 2 + 2 + 32
+    torch.testing.assert_close(content.outcome, 0.5 * (1.0 + (returns[:, 0] - returns[:, 1]).sign()))
+
+
+def test_an_ensembles_accuracy_is_that_of_its_mean():
+    """Of one member alone it would look as if learning had stopped, or not begun."""
+    problem = committee(held_out_pairs=300, pairs=300)
+    x = problems.point(problem, 0)
+    seen, memory = problem.objective.evaluate(problem, x, SOLVER.solve(problem, x), problem.objective.start(), generator())
+    tables = x.view(3, *problem.reward.shape)
+    for name, pairs in (("fresh", seen.fresh.fragments), ("held_out", memory.held_out)):
+        returns = (tables[:, pairs.states, pairs.actions] * pairs.alive).sum(-1)
+        margins = [r[:, 0] - r[:, 1] for r in (returns.mean(0), *returns)]
+        right = [float((0.5 + 0.5 * margin.sign() * (2.0 * pairs.outcome - 1.0)).mean()) for margin in margins]
+        assert seen.metrics[f"accuracy_{name}"] == pytest.approx(right[0])
+        assert len(set(right)) == 4
+
+
 def test_chosen_pairs_are_out_of_many():
     """``ratio`` is the number of candidates for each: with one there is nothing to choose from, with more the spread grows."""
     spreads = []
@@ -177,6 +201,15 @@ def test_rates_add_up(pairs, half_rate):
 def test_the_rate_halves_when_it_says():
     """1/(t + const), as in Christiano et al.: at t₀ half of it, at 3t₀ a quarter."""
     assert [labels_due(400, k, 100.0) for k in (0, 100, 300)] == [400, 200, 100]
+
+
+def test_evaluations_ask_as_the_rate_says():
+    """The first one for all that it was told, each later one, of fresh and of chosen pairs, at the rate of its own number."""
+    problem = committee(pairs=8, initial_pairs=20, half_rate=1.5, query=Query("uniform", pairs=5))
+    _, _, seen = evaluations(problem, 6)
+    due = [20] + [labels_due(8, k, 1.5) + labels_due(5, k, 1.5) for k in range(1, 6)]
+    assert [evaluation.comparisons for evaluation in seen] == due
+    assert [len(evaluation.memory) for evaluation in seen] == np.cumsum(due).tolist()
 
 
 def test_the_budget_is_kept_and_the_environment_goes_on():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bilevel_gym import checkpoint
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import FrameStacks
-from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward, network_for, pixels
+from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward, network, network_for, pixels
 from bilevel_gym.rewards.convolutions import BatchNormalized
 from bilevel_gym.rewards.normalizer import Moments
 from bilevel_gym.types import AllActions, Buffered, RewardModel
@@ -170,6 +171,35 @@ def test_observations_are_standardized_by_all_that_was_seen() -> None:
     torch.testing.assert_close(reward.along(x, states, actions), plain.along(x, standard, actions), rtol=1e-4, atol=1e-5)
     far = plain.along(x, torch.full((1, 4), 10.0), actions[:1])
     torch.testing.assert_close(reward.along(x, torch.full((1, 4), 1e6), actions[:1]), far)
+
+
+def test_what_never_moved_does_not_explode() -> None:
+    """A deviation of zero would make NaN of it, and of r_x for ever; when it first moves it is far, and clipped like all that is far."""
+    plain, reward = DiscreteMLPReward(4, ACTIONS, hidden=(5, 3)), KINDS["discrete-normalized"].make()
+    x, look = reward.initial(generator()), fragments(KINDS["discrete-normalized"])
+    still = look.states.clone()
+    still[..., 1] = 3.0
+    reward = reward.absorb(x, replace(look, states=still))
+    states, actions = still[look.alive][:5].clone(), look.actions[look.alive][:5]
+    known = reward.buffers.observations
+    standard = (states - known.mean) / known.variance.sqrt()
+    for moved, seen in ((0.0, 0.0), (1.0, 10.0), (-1.0, -10.0)):
+        states[:, 1], standard[:, 1] = 3.0 + moved, seen
+        torch.testing.assert_close(reward.along(x, states, actions), plain.along(x, standard, actions), rtol=1e-4, atol=1e-5)
+
+
+def test_long_looks_are_measured_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first steps alone a moment would be that of the first pairs."""
+    reward, x, kind = looked("mlp-normalized")
+    look = fragments(kind, count=9, seed=40)
+    monkeypatch.setattr(network, "MEASURED", 7)
+    stride = -(-int(look.alive.sum()) // 7)
+    assert stride > 2
+    plain = reward.with_buffers(replace(reward.buffers, rewards=Moments.none((1,), torch.float32, torch.device("cpu"))))
+    r = plain.along(x, look.states[look.alive][::stride], look.actions[look.alive][::stride]) / reward.scale
+    found = reward.settle(x, look).buffers.rewards
+    torch.testing.assert_close((found.mean[0], found.variance[0]), (r.mean(), r.var(correction=0)), rtol=1e-4, atol=1e-6)
+    assert found.count == len(r) <= 7
 
 
 def test_moments_of_parts_are_moments_of_the_whole() -> None:

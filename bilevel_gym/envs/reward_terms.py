@@ -127,8 +127,10 @@ def _parts(env_id: str, env_kwargs: dict[str, Any]) -> tuple[str, ...]:
     """The parts of its reward that a task reports, in the order of its first step."""
     simulation = mujoco_world(env_id, horizon=1, **env_kwargs).open(1, seed=0)
     space: Any = simulation.env.action_space
-    info = simulation.env.step(space.low)[4]
-    simulation.env.close()
+    try:
+        info = simulation.env.step(space.low)[4]
+    finally:
+        simulation.close()
     info = info.get("final_info", info)  # an episode of one step has ended with it
     parts = tuple(name for name in info if name.startswith("reward_"))
     if VELOCITY not in info or not parts:

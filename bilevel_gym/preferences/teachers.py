@@ -125,6 +125,9 @@ def compare(
 ) -> Fragments:
     """Ask a teacher about pairs of fragments, drawn uniformly from trajectories with true rewards, such as those of ``from_minari``.
 
+    Where a fragment starts does not depend on where the episode ends, so with ``cut="anywhere"`` some lie behind an end and show nothing;
+    ``from_minari(…, steps=…)`` gives pieces without ends.
+
     Args:
         trajectories: [N, T].
         teacher: who answers.

@@ -150,8 +150,8 @@ def test_an_ensembles_accuracy_is_that_of_its_mean():
         returns = (tables[:, pairs.states, pairs.actions] * pairs.alive).sum(-1)
         margins = [r[:, 0] - r[:, 1] for r in (returns.mean(0), *returns)]
         right = [float((0.5 + 0.5 * margin.sign() * (2.0 * pairs.outcome - 1.0)).mean()) for margin in margins]
-        assert seen.metrics[f"accuracy_{name}"] == pytest.approx(right[0])
-        assert len(set(right)) == 4
+        assert seen.metrics[f"accuracy_{name}"] == pytest.approx(right[0], abs=0.006)  # equal fragments differ by a rounding error
+        assert min(abs(other - right[0]) for other in right[1:]) > 0.012
 
 
 def test_chosen_pairs_are_out_of_many():

@@ -159,8 +159,8 @@ FLAT, GRID = gym.spaces.Box(-1.0, 1.0, (3,)), gym.spaces.Box(-1.0, 1.0, (3, 3))
 @pytest.mark.parametrize(
     ("spaces", "words"),
     [
-        ((FLAT, gym.spaces.MultiDiscrete([2, 2])), "flat Box with finite bounds or a Discrete space is needed"),
-        ((FLAT, gym.spaces.Box(-np.inf, np.inf, (2,))), "flat Box with finite bounds or a Discrete space is needed"),
+        ((FLAT, gym.spaces.MultiDiscrete([2, 2])), "flat Box with finite bounds that differ or a Discrete space is needed"),
+        ((FLAT, gym.spaces.Box(-np.inf, np.inf, (2,))), "flat Box with finite bounds that differ or a Discrete space is needed"),
         ((GRID, gym.spaces.Discrete(2)), "a flat Box is needed"),
         ((gym.spaces.Text(3), gym.spaces.Discrete(2)), "a flat Box is needed"),
     ],

@@ -480,6 +480,11 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
         broken = {**whole, part: {name: value for name, value in whole[part].items() if name != key}}
         checkpoint.save(tmp_path / "run" / "checkpoint.pt", broken)
         assert "another release" in refused(run_cli("train", ID, "--steps", 4, "--output", tmp_path / "run", "--resume"))
+    checkpoint.save(tmp_path / "run" / "checkpoint.pt", {**whole, "step": 3})
+    with pytest.raises(CheckpointError, match=r"says step 3, its environment says 2"):
+        Run.load(tmp_path / "run")
+    checkpoint.save(tmp_path / "run" / "checkpoint.pt", whole)
+    assert (Run.load(tmp_path / "run").step, Run.load(tmp_path / "run").planned) == (2, 2)
 
 
 def test_garbage_in_the_metrics_is_refused(tmp_path: Path) -> None:

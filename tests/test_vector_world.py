@@ -174,6 +174,22 @@ def test_worker_processes_play_the_same_episodes(pendulum: VectorWorld) -> None:
     assert torch.equal(found[0].rewards, found[1].rewards)
 
 
+def test_an_interrupted_rollout_is_not_in_the_way_of_the_next(pendulum: VectorWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it Ctrl-C while workers play would leave them with an answer that nobody fetches, and no later rollout would be possible."""
+    there = VectorWorld("Pendulum-v1", 0.99, horizon=5, vectorization="async")
+
+    def interrupted(self: Any, timeout: float | None = None) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gym.vector.AsyncVectorEnv, "step_wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            there.rollout(there.uniform(), trajectories=2, steps=5, generator=seeded(2))
+    found = [world.rollout(world.uniform(), trajectories=2, steps=5, generator=seeded(2)) for world in (pendulum, there)]
+    there.close()
+    assert torch.equal(found[0].states, found[1].states)
+
+
 def test_rollout_matches_the_environment(pendulum: VectorWorld) -> None:
     """Without it states, actions and rewards could be shifted against each other by a step."""
     found = pendulum.rollout(pendulum.uniform(), trajectories=2, steps=20, generator=seeded(5))

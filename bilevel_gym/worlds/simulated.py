@@ -73,25 +73,11 @@ class SimulatedWorld:
         if trajectories not in self._pool or self._pool[trajectories].closed:
             self._pool[trajectories] = self._vector(trajectories, self.horizon + 1)  # so that nobody starts anew at the end
         simulation = Simulation(self._pool[trajectories], torch.device(self.device), self.terms)
-        first = state = simulation.reset(draw_seed(generator))
-        alive, seen = torch.ones(trajectories, dtype=torch.bool, device=simulation.device), []
-        with torch.no_grad():
-            for _ in range(min(steps, self.horizon)):
-                action = policy.sample(state, generator)
-                moved = simulation.step(action)
-                said = () if moved.terms is None else (moved.terms * alive[:, None],)
-                seen.append((self._kept(state), action, alive, moved.rewards * alive, *said))
-                alive = alive & ~(moved.terminated | moved.truncated)
-                state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
-                if not bool(alive.any()):
-                    break
-        states, *columns = zip(*seen, strict=True)
-        actions, living, rewards, *terms = (lengthen(column, steps) for column in columns)
-        living[:, len(seen) :] = False
-        for table in (rewards, *terms):
-            table[:, len(seen) :] = 0.0
-        seeds = torch.tensor(simulation.seeds, device=simulation.device)
-        return Trajectory(self._table(first, states, steps), actions, living, rewards, seeds=seeds, terms=terms[0] if terms else None)
+        try:
+            return self._play(simulation, policy, steps, generator)
+        except BaseException:
+            simulation.abandon()  # copies whose step was cut short wait for somebody to fetch what came of it
+            raise
 
     def branch(self, policy: Policy, places: Places, *, steps: Tensor, generator: torch.Generator, given: bool = False) -> Trajectory:
         """Play ``policy`` on from steps of trajectories of this world (see ``types.Branching``).
@@ -179,6 +165,29 @@ class SimulatedWorld:
             return _render(env, self._name)
         finally:
             env.close()
+
+    def _play(self, simulation: Simulation, policy: Policy, steps: int, generator: torch.Generator) -> Trajectory:
+        """``rollout`` in given copies, which are reset first."""
+        trajectories = simulation.env.num_envs
+        first = state = simulation.reset(draw_seed(generator))
+        alive, seen = torch.ones(trajectories, dtype=torch.bool, device=simulation.device), []
+        with torch.no_grad():
+            for _ in range(min(steps, self.horizon)):
+                action = policy.sample(state, generator)
+                moved = simulation.step(action)
+                said = () if moved.terms is None else (moved.terms * alive[:, None],)
+                seen.append((self._kept(state), action, alive, moved.rewards * alive, *said))
+                alive = alive & ~(moved.terminated | moved.truncated)
+                state = torch.where(alive.view(-1, *(1,) * (state.ndim - 1)), moved.following, state)
+                if not bool(alive.any()):
+                    break
+        states, *columns = zip(*seen, strict=True)
+        actions, living, rewards, *terms = (lengthen(column, steps) for column in columns)
+        living[:, len(seen) :] = False
+        for table in (rewards, *terms):
+            table[:, len(seen) :] = 0.0
+        seeds = torch.tensor(simulation.seeds, device=simulation.device)
+        return Trajectory(self._table(first, states, steps), actions, living, rewards, seeds=seeds, terms=terms[0] if terms else None)
 
     def _vector(self, num_envs: int, horizon: int) -> VectorEnv:
         """N copies under SAME_STEP autoreset, truncated after ``horizon`` steps."""

@@ -128,13 +128,18 @@ class Simulation:
         """Close every copy."""
         self.env.close()
 
+    def abandon(self) -> None:
+        """Close every copy without asking it, as one in the middle of a step, or dead, would not answer."""
+        self._observations = None
+        for process in getattr(self.env, "processes", ()):
+            process.terminate()
+        self.env.closed = True
+
     def _answer(self, ask: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
             return ask(*arguments, **named)
         except (EOFError, ConnectionError) as error:
-            for process in getattr(self.env, "processes", ()):
-                process.terminate()
-            self.env.closed = True  # there is nobody left who would answer to ``close``
+            self.abandon()
             raise SimulatorLost(
                 "a process that steps a copy of the simulator has died, of a lack of memory or by a signal; resume from the last checkpoint"
             ) from error

@@ -91,7 +91,10 @@ def checked(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
 
     @wraps(make)
     def made(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Made:
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python says it better, with the function's name
+            return make(*args, **kwargs)
         _check((name, signature.parameters[name].annotation, value) for name, value in given.items())
         if "device" in given:
             _check_device(given["device"])

@@ -18,6 +18,7 @@ import torch
 from bilevel_gym import BilevelEnv, checkpoint
 from bilevel_gym.agents import (
     BestKeeper,
+    Checkpointer,
     Evaluator,
     Run,
     RunSpec,
@@ -249,6 +250,64 @@ def test_budgets_that_mean_nothing() -> None:
         StopOnBudget(comparisons=3)(None, {"comparisons": 0.0})  # type: ignore[arg-type]
     with pytest.raises(InvalidProblem, match="env_steps is 'many': it must be a number"):
         StopOnBudget(env_steps="many")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Evaluator("a"), "every is 'a': it must be a whole number"),
+        (lambda: Evaluator(1.5), "every is 1.5"),
+        (lambda: Evaluator(1, episodes="a"), "episodes is 'a'"),
+        (lambda: Checkpointer("a.pt", every=0), "every is 0 .*save every 1 step at least"),
+        (lambda: Checkpointer("a.pt", every="a"), "every is 'a'"),
+        (lambda: Checkpointer("a.pt", large=-1), "large -1"),
+        (lambda: Checkpointer("a.pt", large="a"), "large is 'a'"),
+        (lambda: RunSpec(ID, "exact", seed="a"), "seed is 'a'"),
+        (lambda: RunSpec(ID, "exact", num_envs=1.5), "num_envs is 1.5"),
+        (lambda: RunSpec(ID, "exact", env_kwargs=[1]), "env_kwargs is .1.: it must be a mapping"),
+        (lambda: RunSpec(ID, "exact", env_kwargs={"solver": SoftPolicyIteration()}), "env_kwargs must be JSON.*SoftPolicyIteration"),
+        (lambda: RunSpec(ID, "exact", agent_kwargs={"initial": torch.zeros(3)}), "agent_kwargs must be JSON.*Tensor"),
+    ],
+)
+def test_what_no_training_can_use_is_refused_when_it_is_made(make: Any, words: str) -> None:
+    """Hours later it would end in a TypeError, or in a run that nothing can resume: an object in its arguments is not kept."""
+    with pytest.raises(InvalidProblem, match=words):
+        make()
+
+
+def test_lengths_of_a_training_that_are_none(tmp_path: Path) -> None:
+    """The same of what a run is told, with nothing written."""
+    run = Run.create(RunSpec(ID, "exact", env_kwargs=SMALL), tmp_path / "run")
+    for options, words in (
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"steps": 3, "checkpoint_every": -1}, "every is -1"),
+        ({"steps": 3, "checkpoint_every": "a"}, "checkpoint_every is 'a'"),
+    ):
+        with pytest.raises(InvalidProblem, match=words):
+            run.train(**options)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InvalidProblem, match="total_steps is 'a'"):
+        run.agent.learn("a")
+    run.train(1)
+    with pytest.raises(UnknownName, match="unknown field of a run 'step'; choose one of: agent"):
+        Run.load(tmp_path / "run", step=1)
+
+
+@pytest.mark.parametrize("make", [m_sobirl, random_search])
+def test_agents_need_an_environment(make: Any) -> None:
+    """An id in its place is the first thing that people try."""
+    with pytest.raises(InvalidProblem, match=r"'bilevel/RandomMDP-v0' is none: give gym\.make\('bilevel/RandomMDP-v0'\)"):
+        make(ID)
+
+
+def test_an_evaluation_takes_wrappers_too() -> None:
+    """``gym.make`` wraps, and what it returns is what people have."""
+    env = gym.make(ID, **SMALL)
+    env.reset(seed=0)
+    assert evaluate_env(env) == evaluate_env(env.unwrapped)
+    with pytest.raises(InvalidProblem, match="CartPoleEnv is not a bilevel environment"):
+        evaluate_env(gym.make("CartPole-v1"))
 
 
 # ---------------------------------------------------------------------------------------------- Weights & Biases

@@ -259,6 +259,9 @@ def test_solvers_that_cannot_be_called_are_refused():
         def solve(self, problem, x):
             raise NotImplementedError
 
+    for problem in (None, object(), lambda rng: None):
+        with pytest.raises(InvalidProblem, match=r"problem is .*give a BilevelProblem, or a function that draws one"):
+            BilevelEnv(problem, SoftPolicyIteration())
     for solver, words in (
         (Short(), r"Short\.solve is called with \(problem, x, warm=…, budget=…, generator=…\)"),
         (SoftPolicyIteration, "give an object"),

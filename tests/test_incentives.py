@@ -12,6 +12,7 @@ import pytest
 import torch
 from mpe2 import simple_spread_v3, simple_tag_v3
 from pettingzoo import ParallelEnv
+from pettingzoo.utils import parallel_to_aec
 from scipy.optimize import brentq, root
 
 from bilevel_gym import agents, multiagent
@@ -19,7 +20,7 @@ from bilevel_gym.errors import InvalidAction, InvalidProblem, UnknownName, Unsup
 from bilevel_gym.multiagent import DesignObjective, Incentives, IndependentNetworks, IndependentTables, SocialCost, SoftGameIteration
 from bilevel_gym.multiagent.game_world import Steps
 from bilevel_gym.regularizers import Shannon, Tsallis
-from bilevel_gym.solvers import SAC, DiscreteSAC
+from bilevel_gym.solvers import SAC, DiscreteSAC, SoftPolicyIteration
 from bilevel_gym.testing import check_bilevel_env
 from bilevel_gym.types import Budget
 
@@ -523,3 +524,64 @@ def test_a_table_that_ends():
     assert terminated == {"player_0": True, "player_1": True}
     assert truncated == {"player_0": False, "player_1": False}
     assert game.agents == []
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: design(temperature="a"), "temperature is 'a': it must be a number"),
+        (lambda: design(discount="a"), "discount is 'a'"),
+        (lambda: design(make=multiagent.prisoners_dilemma()), "make is .*give a function that makes a PettingZoo parallel environment"),
+        (lambda: design(make="bilevel/PrisonersDilemma-v0"), "make is 'bilevel/PrisonersDilemma-v0'"),
+        (lambda: design(make=lambda size: None), r"the function that makes the game is called with \(\)"),
+        (lambda: design(make=lambda: 3), "made a int, and no PettingZoo parallel environment"),
+        (lambda: design(make=lambda: parallel_to_aec(multiagent.prisoners_dilemma())), "aec_to_parallel makes one of it"),
+        (
+            lambda: multiagent.incentive_design(multiagent.commons, cooperates, SoftGameIteration(), temperature=1.0),
+            "give a multiagent.Incentives",
+        ),
+        (lambda: design(objective=3), "objective is 3: give a multiagent.DesignObjective"),
+        (lambda: design(features={"c": lambda: 1}), r"the feature 'c' is called with \(agent, observations, actions\)"),
+        (lambda: design(features={"c": lambda *seen: None}).reset(), r"the feature 'c' returned a NoneType: .*\[2\]"),
+        (lambda: design(features={"c": lambda *seen: torch.ones(3)}).reset(), r"the feature 'c' returned a tensor of shape \[3\]"),
+        (lambda: Incentives(lambda x: x, [0.0], [1.0]), r"the function of incentives is called with \(x, agent, observations, actions\)"),
+        (
+            lambda: multiagent.incentive_design(
+                multiagent.commons, Incentives(lambda *seen: 1.0, [0.0], [1.0]), SoftGameIteration(), temperature=1.0
+            ).reset(),
+            "the function of incentives returned a float",
+        ),
+        (lambda: SocialCost("a"), "price is 'a'"),
+        (lambda: SocialCost(-1.0), "price is -1.0: it must be 0 or more"),
+        (lambda: SocialCost(float("nan")), "price is nan"),
+        (lambda: DesignObjective(steps="a"), "steps is 'a'"),
+        (lambda: DesignObjective(lambda: 0), r"the designer's cost is called with \(x, steps, paid\)"),
+        (lambda: design(objective=DesignObjective(lambda x, steps, paid: None)).reset(), "the designer's cost returned a NoneType"),
+        (lambda: SoftGameIteration(sweeps="a"), "sweeps is 'a'"),
+        (lambda: IndependentTables(steps=1.5), "steps is 1.5"),
+        (lambda: IndependentNetworks(SAC(), rounds="a"), "rounds is 'a'"),
+        (lambda: multiagent.prisoners_dilemma(discount="a"), "discount is 'a'"),
+        (lambda: multiagent.TabularGame(3.0, [[[1.0]]], [1.0], 0.9), r"rewards \(\), transition"),
+    ],
+)
+def test_parts_of_a_design_that_are_none(make, words):
+    """A forgotten return, a game in place of what makes it, an AEC game: each would be an AttributeError from deep inside."""
+    with pytest.raises(InvalidProblem, match=words):
+        make()
+
+
+def test_solvers_of_other_problems_name_those_of_games():
+    """SAC's refusal of a game ended with the advice to use SAC."""
+    for solver in (SAC(), SoftPolicyIteration()):
+        with pytest.raises(UnsupportedProblem, match=r"use multiagent\.SoftGameIteration, IndependentTables or IndependentNetworks"):
+            design(solver=solver).reset(seed=0)
+
+
+def test_a_game_before_its_first_reset():
+    """It has no state to draw, and no joint action is a list."""
+    game = multiagent.commons(render_mode="ansi")
+    with pytest.raises(gym.error.ResetNeeded, match=r"before env\.render"):
+        game.render()
+    game.reset(seed=0)
+    with pytest.raises(InvalidAction, match="must be one for each of"):
+        game.step([0, 1])

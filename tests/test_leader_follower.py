@@ -453,3 +453,43 @@ def test_quadratic_objectives_stay_with_the_outer_environment():
     problem = replace(corridor(), objective=QuadraticObjective())
     with pytest.raises(UnsupportedProblem, match="BilevelEnv takes this problem"):
         multiagent.leader_follower(problem)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda problem: multiagent.leader_follower(problem, max_cycles="a"), "max_cycles is 'a': it must be a whole number"),
+        (lambda problem: multiagent.leader_follower(problem, max_cycles=1.5), "max_cycles is 1.5"),
+        (lambda problem: multiagent.leader_follower(problem, horizon=2.5), "horizon is 2.5"),
+        (
+            lambda problem: multiagent.leader_follower("bilevel/TabularPreference-v0"),
+            "is no problem: give a BilevelProblem, such as gym.make",
+        ),
+        (lambda problem: multiagent.leader_follower(gym.make("bilevel/TabularPreference-v0")), "is no problem"),
+        (lambda problem: multiagent.to_outer(None, SoftPolicyIteration()), "None is not the game of a leader and a follower"),
+        (lambda problem: multiagent.to_outer(gym.make("bilevel/TabularPreference-v0"), SoftPolicyIteration()), "is not the game"),
+        (lambda problem: multiagent.to_outer(multiagent.leader_follower(problem), SoftPolicyIteration(), rounds=1.5), "rounds is 1.5"),
+        (
+            lambda problem: multiagent.play_rounds(multiagent.leader_follower(problem, "aec"), None, None, 1),
+            "LeaderFollowerAEC for 1 rounds",
+        ),
+        (lambda problem: multiagent.play_rounds(multiagent.leader_follower(problem), None, None, 0), "for 0 rounds"),
+    ],
+)
+def test_what_is_no_game_is_told_what_is(make, words):
+    """An environment or an id in the place of its problem would end in an AttributeError, half a round in a game that never ends."""
+    with pytest.raises(InvalidProblem, match=words):
+        make(problems.preference(0))
+
+
+def test_actions_that_are_no_mapping_and_looks_before_the_reset():
+    """Each says what is missing, and the game stands where it stood."""
+    game = multiagent.leader_follower(problems.preference(0), "aec")
+    with pytest.raises(gym.error.ResetNeeded, match=r"before env\.observe"):
+        game.observe("leader_0")
+    both = multiagent.leader_follower(problems.preference(0))
+    both.reset(seed=0)
+    for actions in (None, [1, 2]):
+        with pytest.raises(InvalidAction, match=r"actions are given for \[\]: give a mapping"):
+            both.step(actions)
+    assert not both.game.bound

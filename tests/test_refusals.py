@@ -272,3 +272,26 @@ def test_tables_of_critics_and_references():
     for make in (lambda: TableCritic(0.0), lambda: RidgeCritic(0), lambda: RidgeCritic(penalties=())):
         with pytest.raises(InvalidProblem):
             make()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ({"problem": gym.make("bilevel/RandomMDP-v0", states=3, dimension=2)}, InvalidProblem, "is no problem: give a BilevelProblem"),
+        ({"estimator": Exact}, InvalidProblem, r"estimator is .*give an object, such as hypergradients\.Exact\(\)"),
+        ({"estimates": 0}, InvalidProblem, "estimates is 0: ask for one at least"),
+        ({"estimates": 1.5}, InvalidProblem, "estimates is 1.5: it must be a whole number"),
+        ({"x": "a"}, InvalidAction, "x cannot be read as numbers"),
+    ],
+)
+def test_a_check_of_nothing_says_so(words, error, message):
+    """An environment for its problem, a class for an object, text for x: a check that people call first must answer in words."""
+    problem = problems.quadratic(0)
+    with pytest.raises(error, match=message):
+        check_hypergradient(**{"problem": problem, "x": problems.point(problem, 0), "estimator": Exact(), **words})
+
+
+def test_a_missing_argument_is_named_with_its_function():
+    """What looks at the arguments of a function must not take its name out of Python's own message."""
+    with pytest.raises(TypeError, match=r"check_hypergradient\(\) missing 1 required positional argument: 'estimator'"):
+        check_hypergradient(problems.quadratic(0), np.zeros(2))

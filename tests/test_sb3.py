@@ -303,12 +303,16 @@ def test_a_checkpoint_keeps_the_networks(tmp_path: Any) -> None:
         ({"n_steps": 3}, InvalidProblem, "rewards of an older x"),
         ({"learning_rat": 1}, UnknownName, "unknown argument of SAC 'learning_rat'; choose one of: .*learning_rate"),
         ({"steps": 0}, InvalidProblem, "steps is 0"),
+        ({"steps": 1.5}, InvalidProblem, "steps is 1.5: it must be a whole number"),
+        ({"soft": "a"}, InvalidProblem, "soft is 'a': it must be True or False"),
+        ({"algorithm": "SAC"}, InvalidProblem, "algorithm is 'SAC': give a class"),
+        ({"algorithm": VectorWorld}, InvalidProblem, "algorithm is .*give a class"),
     ],
 )
 def test_arguments_that_are_not_the_callers(words: dict[str, Any], error: type[Exception], message: str) -> None:
     """Without it an argument could be ignored, or change the problem that the upper level believes to be solving."""
     with pytest.raises(error, match=message):
-        solvers.from_sb3(SAC, **words)
+        solvers.from_sb3(**{"algorithm": SAC, **words})
     solvers.from_sb3(PPO, ent_coef=0.01, n_steps=64)
 
 
@@ -322,6 +326,8 @@ def test_problems_that_do_not_fit() -> None:
     assert not follower(PPO).start(replace(problem(), regularizer=Tsallis(0.1))).soft
     with pytest.raises(UnsupportedProblem, match="DQN does not take this problem"):
         follower(DQN).solve(problem(), x, generator=generator())
+    with pytest.raises(UnsupportedProblem, match=r"SAC does not take this problem .*unexpected keyword argument 'wide'"):
+        follower(policy_kwargs={"wide": 1}).solve(problem(), x, generator=generator())
     warm = follower().solve(problem(), x, generator=generator())
     with pytest.raises(UnsupportedProblem, match="not one of SAC on 2 copies"):
         follower(num_envs=2).solve(problem(), x, warm=warm, generator=generator())

@@ -199,6 +199,15 @@ def test_refusals_change_nothing():
     )
     with pytest.raises(InvalidProblem, match="num_envs is 0"):
         BilevelVectorEnv(sampled(), 0)
+    for count in (2.5, "a", True):
+        with pytest.raises(InvalidProblem, match=f"num_envs is {count!r}: it must be a whole number"):
+            BilevelVectorEnv(sampled(), count)
+    for length, words in ((0, "one step at least"), (-1, "one step at least"), ("a", "a whole number")):
+        with pytest.raises(InvalidProblem, match=f"max_episode_steps is {length!r}: .*{words}"):
+            BilevelVectorEnv(sampled(), 2, max_episode_steps=length)
+    for seed in (1.5, {1: 2, 3: 4}, "ab"):
+        with pytest.raises(InvalidProblem, match=r"seed is .*whole number, or a list"):
+            envs.reset(seed=seed)
     with pytest.raises(UnsupportedProblem, match="vectorization_mode='sync'"):
         BilevelVectorEnv(gym.make("bilevel/PendulumPreference-v0", preset="tiny").unwrapped, 2)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bilevel_gym.agents.loop import OuterEnv, unwrapped
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv, Counters, ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import Exact
@@ -57,7 +58,7 @@ def evaluate_policy(
     return _summary(_true_rewards(world, trajectory), trajectory)
 
 
-def evaluate_env(env: BilevelEnv | BilevelVectorEnv, *, episodes: int = 20, seed: int = 0, baseline: bool = True) -> list[Measurement]:
+def evaluate_env(env: OuterEnv, *, episodes: int = 20, seed: int = 0, baseline: bool = True) -> list[Measurement]:
     """Measure where an environment stands; it stays as it is, its generators and counters included.
 
     * what the last upper step saw: objective, gap and metrics;
@@ -67,11 +68,17 @@ def evaluate_env(env: BilevelEnv | BilevelVectorEnv, *, episodes: int = 20, seed
       the true return of uniformly random actions on the same resets.
 
     Args:
-        env: after its first reset, or after ``set_state``; of a batch the means over its members, with their standard errors.
+        env: after its first reset, or after ``set_state``, wrapped or not; of a batch the means over its members, with their standard errors.
         episodes: for the returns.
         seed: of the resets and actions.
         baseline: whether to play the random actions.
+
+    Raises:
+        InvalidProblem: it is not a bilevel environment, or fewer episodes than one.
     """
+    env = unwrapped(env)
+    if not isinstance(env, BilevelEnv | BilevelVectorEnv):
+        raise InvalidProblem(f"a {type(env).__name__} is not a bilevel environment: make one with gym.make('bilevel/…') or wrap_env")
     found = [
         _over("objective", env.evaluation.value, "last upper step"),
         _over("gap", env.response.gap.max(), "last upper step"),

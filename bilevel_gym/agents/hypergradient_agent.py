@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bilevel_gym import checkpoint
 from bilevel_gym.agents.identity import described, refuse_other
-from bilevel_gym.agents.loop import Agent, OuterEnv
+from bilevel_gym.agents.loop import Agent, OuterEnv, unwrapped
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import PerProblem
@@ -67,7 +67,7 @@ class HypergradientAgent(Agent):
         updates_per_step: int | Callable[[Evaluation], int] = 1,
         warmup_updates: int = 0,
     ) -> None:
-        bilevel = env.unwrapped
+        bilevel = unwrapped(env)
         if not isinstance(bilevel, BilevelEnv | BilevelVectorEnv):
             raise InvalidProblem(
                 f"the environment is a {type(bilevel).__name__}, not a bilevel one: a hyper-gradient needs its problem; make it with gym.make('bilevel/…')"

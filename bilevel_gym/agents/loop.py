@@ -10,9 +10,10 @@ import gymnasium as gym
 import numpy as np
 
 from bilevel_gym.agents.progress import Progress
+from bilevel_gym.arguments import checked
 from bilevel_gym.errors import InvalidProblem
 
-__all__ = ["Agent", "Answer", "Callback", "OuterEnv"]
+__all__ = ["Agent", "Answer", "Callback", "OuterEnv", "unwrapped"]
 
 OuterEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 """One outer environment, or a batch of them whose x's have a leading axis [N, D]."""
@@ -27,7 +28,7 @@ class Agent(ABC):
 
     def __init__(self, env: OuterEnv) -> None:
         self.env = env
-        self.bilevel: Any = env.unwrapped
+        self.bilevel: Any = unwrapped(env)
         """The environment without wrappers; it is where a checkpoint finds the state."""
 
     @abstractmethod
@@ -53,6 +54,7 @@ class Agent(ABC):
     def set_state(self, state: dict[str, Any]) -> None:
         """Go back to what ``get_state`` returned."""
 
+    @checked
     def learn(self, total_steps: int, callback: Callback | None = None, progress_bar: bool = False) -> Self:
         """Train for a number of upper steps, from where the environment stands (it is reset where it never was).
 
@@ -65,7 +67,7 @@ class Agent(ABC):
             the agent.
 
         Raises:
-            InvalidProblem: a negative number of steps.
+            InvalidProblem: a negative number of steps, or none.
             BaseException: what a step of the environment raises; the agent is as before that step then.
             InvalidAction: what ``act`` and ``tell`` raise.
         """
@@ -95,6 +97,18 @@ Answer = bool | Mapping[str, float] | None
 
 Callback = Callable[[Agent, Mapping[str, float]], Answer]
 """Called after each upper step with the agent and its metrics."""
+
+
+def unwrapped(env: Any) -> Any:
+    """What is inside of all wrappers.
+
+    Raises:
+        InvalidProblem: it is no environment, but perhaps its id.
+    """
+    if not isinstance(env, gym.Env | gym.vector.VectorEnv):
+        cure = f"gym.make({env!r})" if isinstance(env, str) else "gym.make('bilevel/…')"
+        raise InvalidProblem(f"an agent acts on an environment, and {env!r} is none: give {cure}")
+    return env.unwrapped
 
 
 def _go_on(env: OuterEnv) -> tuple[Any, dict[str, Any]]:

@@ -26,7 +26,7 @@ from bilevel_gym import checkpoint
 from bilevel_gym.agents import recipes
 from bilevel_gym.agents.callbacks import Checkpointer, CSVLogger, StopOnSignal, TensorBoardLogger, together
 from bilevel_gym.agents.loop import Agent, Callback, OuterEnv
-from bilevel_gym.arguments import check_names, spec_of
+from bilevel_gym.arguments import check_names, check_numbers, checked, spec_of
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import (
     BilevelError,
@@ -60,6 +60,9 @@ class RunSpec:
         env_kwargs: arguments of ``gymnasium.make``.
         agent_kwargs: arguments of the recipe.
         num_envs: N, seeds that are run as one batch: seed, seed + 1, …; metrics are means over them.
+
+    Raises:
+        InvalidProblem: a value of another kind, or arguments that are not JSON.
     """
 
     id: str
@@ -68,6 +71,16 @@ class RunSpec:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     agent_kwargs: Mapping[str, Any] = field(default_factory=dict)
     num_envs: int = 1
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        for name, arguments in (("env_kwargs", self.env_kwargs), ("agent_kwargs", self.agent_kwargs)):
+            try:
+                json.dumps(dict(arguments))
+            except TypeError as error:
+                raise InvalidProblem(
+                    f"{name} must be JSON, so that the run can be described and gone on with: {error}; register an id whose function makes it"
+                ) from error
 
 
 class Run:
@@ -112,8 +125,10 @@ class Run:
             **expected: fields of ``RunSpec`` that the run must have been made with.
 
         Raises:
+            UnknownName: there is no such field.
             CheckpointError: there is none, it is damaged, or the run was made with other arguments.
         """
+        check_names("field of a run", expected, [one.name for one in fields(RunSpec)])
         if file == BEST and not (Path(folder) / file).exists():
             raise CheckpointError(f"{folder} has no {BEST}: train with --best METRIC, which keeps one")
         saved = checkpoint.load(Path(folder) / file)
@@ -151,6 +166,7 @@ class Run:
         """Upper steps done so far."""
         return self.bilevel.upper_step
 
+    @checked
     def train(
         self,
         steps: int,
@@ -173,10 +189,12 @@ class Run:
             whether all steps are done.
 
         Raises:
-            InvalidProblem: the folder cannot be written; or a number is not finite any more, in a loss of the follower or in f; the message names step, quantity, and the
+            InvalidProblem: the folder cannot be written, or ``steps`` is negative; or a number is not finite any more, in a loss of the follower or in f; the message names step, quantity, and the
                 checkpoint, which holds the state before that step.
             InvalidAction: the same of the hyper-gradient.
         """
+        if steps < 0:
+            raise InvalidProblem(f"steps is {steps}: it is the total of upper steps, and must not be negative")
         self.planned = steps
         described = {**asdict(self.spec), "steps": steps}
         keeper = Checkpointer(self.folder / CHECKPOINT, every=checkpoint_every or max(1, steps // 20), run=described)

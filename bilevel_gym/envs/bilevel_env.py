@@ -47,7 +47,7 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         render_mode: ``"rgb_array"`` (a picture) or ``"ansi"``.
 
     Raises:
-        InvalidProblem: ``initial_x`` does not fit the domain of x.
+        InvalidProblem: problem or solver are none, or ``initial_x`` does not fit the domain of x.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
@@ -73,6 +73,10 @@ class BilevelEnv(gym.Env[Observation, np.ndarray]):
         self.draw = problem if callable(problem) else None
         self._drawn_from: Mapping[str, Any] = np.random.default_rng(0).bit_generator.state
         self.problem = problem(np.random.default_rng(0)) if callable(problem) else problem
+        if isinstance(self.problem, type) or not hasattr(self.problem, "domain"):
+            raise InvalidProblem(
+                f"problem is {self.problem!r}: give a BilevelProblem, or a function that draws one from a NumPy generator and returns it"
+            )
         if getattr(self.problem, "batch", ()):
             raise InvalidProblem(
                 "the tables are a batch of problems, and this environment holds one: build it from tables without a leading axis"

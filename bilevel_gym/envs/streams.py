@@ -48,9 +48,11 @@ class Streams:
             what the instances of all members are to be drawn from; empty where they stay.
 
         Raises:
-            InvalidProblem: a wrong number of seeds.
+            InvalidProblem: a wrong number of seeds, or none.
         """
         count = len(self.sources)
+        if not (seed is None or isinstance(seed, int | np.integer | list | tuple | np.ndarray)):
+            raise InvalidProblem(f"seed is {seed!r}: give a whole number, or a list of one for each of {count} members")
         number = None if seed is None else int(seed) if isinstance(seed, int | np.integer) else list(seed)
         seeds = number if isinstance(number, list) else [None if number is None else number + i for i in range(count)]
         if len(seeds) != count:

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_gym import checkpoint
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.answers import check_response, read_evaluation
 from bilevel_gym.envs.bilevel_env import BilevelEnv
 from bilevel_gym.envs.boundary import Observation, observe, read_options, read_x
@@ -46,7 +47,7 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
         max_episode_steps: upper steps of an episode; None never truncates.
 
     Raises:
-        InvalidProblem: N is not positive.
+        InvalidProblem: N or the length of an episode is not positive.
         UnsupportedProblem: the world is not a table.
 
     Cost: one batched solve a step; memory grows as N times the tables that differ between members.
@@ -54,9 +55,12 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
 
     metadata: dict[str, Any] = {**BilevelEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
 
+    @checked
     def __init__(self, env: BilevelEnv, num_envs: int = 1, *, max_episode_steps: int | None = None) -> None:
         if num_envs < 1:
             raise InvalidProblem(f"num_envs is {num_envs}: there must be one at least")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise InvalidProblem(f"max_episode_steps is {max_episode_steps}: an episode has one step at least; None never ends it")
         if not env.problem.tabular:
             raise UnsupportedProblem("only tables are solved as a batch; use gym.make_vec(id, vectorization_mode='sync') for this id")
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.multiagent.game_world import TablePolicy
 from bilevel_gym.multiagent.incentives import IncentiveProblem
@@ -51,6 +52,7 @@ class SoftGameIteration:
     damping: float = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.sweeps < 1 or not self.tolerance > 0 or not 0.0 < self.damping <= 1.0:
             raise InvalidProblem(
                 f"sweeps is {self.sweeps}, tolerance {self.tolerance}, damping {self.damping}: they must be ≥ 1, positive and in (0, 1]"
@@ -156,6 +158,7 @@ class IndependentTables:
     advantage_rate: float = 0.02
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.steps < 1 or not 0.0 < self.value_rate <= 1.0 or not 0.0 < self.advantage_rate <= 1.0:
             raise InvalidProblem(
                 f"steps is {self.steps} and the rates are {self.value_rate} and {self.advantage_rate}: at least 1, and in (0, 1]"

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from pettingzoo import AECEnv, ParallelEnv
 from torch import Tensor
 
+from bilevel_gym.arguments import check_call, checked
 from bilevel_gym.envs.rendering import policy_picture
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.multiagent.tabular_game import TabularGame
@@ -79,10 +81,14 @@ class GameWorld:
         discount: γ in [0, 1), of the followers; None takes that of a ``TabularGame``.
 
     Raises:
-        InvalidProblem: there is no γ, or it is out of range; or an agent's space is neither numbered nor a box.
+        InvalidProblem: ``make`` makes no parallel environment; there is no γ, or it is out of range; or an agent's space is neither numbered nor a box.
     """
 
+    @checked
     def __init__(self, make: Callable[..., Any], *, discount: float | None = None) -> None:
+        if not callable(make):
+            raise InvalidProblem(f"make is {make!r}: give a function that makes a PettingZoo parallel environment, a new one at each call")
+        check_call("the function that makes the game", make)
         self.make = make
         self._opened: list[Any] = []
         self.env = self.open()
@@ -101,8 +107,14 @@ class GameWorld:
 
     def open(self) -> Any:
         """Another copy of the game, which ``close`` closes with the rest."""
-        self._opened.append(self.make())
-        return self._opened[-1]
+        made = self.make()
+        if not isinstance(made, ParallelEnv):
+            cure = "pettingzoo.utils.aec_to_parallel makes one of it" if isinstance(made, AECEnv) else "give a function that makes one"
+            raise InvalidProblem(
+                f"the function that makes the game made a {type(made).__name__}, and no PettingZoo parallel environment: {cure}"
+            )
+        self._opened.append(made)
+        return made
 
     @property
     def numbered(self) -> bool:

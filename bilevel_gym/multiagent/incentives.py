@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_call, check_numbers, checked
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.multiagent.game_world import GameWorld, Steps
@@ -49,6 +50,7 @@ class Incentives(CornerBox):
         super().__init__(low, high)
         if names and len(names) != self.dimension:
             raise InvalidProblem(f"there are {len(names)} names for {self.dimension} entries of x: give one for each")
+        check_call("the function of incentives", function, ["x", "agent", "observations", "actions"])
         self.function = function
         self.names = names or tuple(f"x[{index}]" for index in range(self.dimension))
 
@@ -60,22 +62,42 @@ class Incentives(CornerBox):
             features: name → φ_k.
             low: of every rate.
             high: of every rate.
+
+        Raises:
+            InvalidProblem: the box is empty or endless, or a feature takes other arguments.
         """
         known = tuple(features.values())
+        for name, feature in features.items():
+            check_call(f"the feature {name!r}", feature, ["agent", "observations", "actions"])
 
         def function(x: Tensor, agent: str, observations: Tensor, actions: Tensor) -> Tensor:
-            return torch.stack([feature(agent, observations, actions).to(x.dtype) for feature in known], -1) @ x
+            columns = [
+                _column(f"the feature {name!r}", feature(agent, observations, actions), len(actions)) for name, feature in features.items()
+            ]
+            return torch.stack([column.to(x.dtype) for column in columns], -1) @ x
 
         return cls(function, [low] * len(known), [high] * len(known), names=tuple(features))
 
     def paid(self, x: Tensor, agent: str, observations: Tensor, actions: Tensor) -> Tensor:
-        """What x pays an agent: [D], agent, [n, *observation], [n, *action] → [n]."""
-        return self.function(x, agent, observations, actions)
+        """What x pays an agent: [D], agent, [n, *observation], [n, *action] → [n].
+
+        Raises:
+            InvalidProblem: the function returned something else.
+        """
+        return _column("the function of incentives", self.function(x, agent, observations, actions), len(actions))
 
     def table(self, x: Tensor, agent: str, states: int, actions: int) -> Tensor:
         """The same for every state and action of a small game: [S, A]."""
         state, action = (grid.flatten() for grid in torch.meshgrid(torch.arange(states), torch.arange(actions), indexing="ij"))
         return self.paid(x, agent, state, action).view(states, actions)
+
+
+def _column(name: str, values: Any, count: int) -> Tensor:
+    """One number for each step, if it is that."""
+    if not isinstance(values, Tensor) or values.shape != (count,):
+        what = f"a tensor of shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise InvalidProblem(f"{name} returned {what}: it must return a tensor [{count}], one number for each step")
+    return values
 
 
 @dataclass(frozen=True)
@@ -122,10 +144,18 @@ class SocialCost:
     """−Σ_i r_i + price · Σ_i |paid_i|: the agents' own rewards are welfare, and moving money costs, whichever way it goes.
 
     Args:
-        price: of a unit of money moved.
+        price: of a unit of money moved, ≥ 0.
+
+    Raises:
+        InvalidProblem: it is no such number.
     """
 
     price: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if not 0.0 <= self.price < float("inf"):
+            raise InvalidProblem(f"price is {self.price}: it must be 0 or more, and finite")
 
     def __call__(self, x: Tensor, steps: Steps, paid: Mapping[str, Tensor]) -> Tensor:
         """The designer's cost of each step: [n]."""
@@ -155,6 +185,8 @@ class DesignObjective:
     episodes: int = 16
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        check_call("the designer's cost", self.cost, ["x", "steps", "paid"])
         limit = 1.0 if self.steps is not None else 1.0 - 1e-12
         if self.discount is not None and not 0.0 <= self.discount <= limit:
             raise InvalidProblem(f"discount is {self.discount}: it must be in [0, 1), or at most 1 where there are steps")
@@ -185,7 +217,12 @@ class DesignObjective:
             agent: problem.incentives.paid(x, agent, steps.observations[agent], steps.actions[agent]) * steps.alive[agent]
             for agent in problem.world.agents
         }
-        columns = (self.cost(x, steps, paid), sum(steps.rewards.values()), sum(paid.values()))
+        cost: Any = self.cost(x, steps, paid)
+        if not isinstance(cost, Tensor | float | int):
+            raise InvalidProblem(
+                f"the designer's cost returned a {type(cost).__name__}: it must return a tensor [{len(steps.time)}], one number for each step"
+            )
+        columns = (cost, sum(steps.rewards.values()), sum(paid.values()))
         return torch.stack([torch.as_tensor(column, dtype=x.dtype).expand(len(steps.time)) for column in columns], -1)
 
     def _exact(
@@ -216,6 +253,7 @@ class DesignObjective:
         return (weight[:, None] * self._columns(problem, x, steps)).sum(0) / self.episodes, len(steps.time)
 
 
+@checked
 def incentive_design(
     make: Callable[..., Any],
     incentives: Incentives,
@@ -243,7 +281,16 @@ def incentive_design(
         objective: f; None is minus the discounted sum of all agents' own rewards.
         solve_on_reset: see ``BilevelEnv``.
         render_mode: ``"rgb_array"`` or ``"ansi"``.
+
+    Raises:
+        InvalidProblem: a part that is none, a number out of range, or a function that makes no parallel environment.
     """
+    for name, part, method, cure in (
+        ("incentives", incentives, "paid", "Incentives"),
+        ("objective", objective, "evaluate", "DesignObjective"),
+    ):
+        if part is not None and not hasattr(part, method):
+            raise InvalidProblem(f"{name} is {part!r}: give a multiagent.{cure}")
     world = GameWorld(make, discount=discount)
     problem = IncentiveProblem(world, incentives, Shannon(temperature), DesignObjective() if objective is None else objective)
     return BilevelEnv(problem, solver, solve_on_reset=solve_on_reset, render_mode=render_mode)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.multiagent.game_world import GameWorld
 from bilevel_gym.multiagent.incentives import IncentiveProblem, Incentives
@@ -163,6 +164,7 @@ class IndependentNetworks:
     rounds: int = 1
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.rounds < 1:
             raise InvalidProblem(f"rounds is {self.rounds}: every agent learns once at least")
 

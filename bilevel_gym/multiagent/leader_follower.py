@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 import gymnasium as gym
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.errors import InvalidAction, InvalidProblem
 from bilevel_gym.multiagent.game import FOLLOWER, LEADER, Game
 
@@ -25,9 +27,14 @@ class _View:
         "is_parallelizable": False,  # a generic conversion would let the follower act before it has seen x
     }
 
+    @checked
     def __init__(self, problem: Any, *, horizon: int | None = None, max_cycles: int = 1000, render_mode: str | None = None) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise InvalidProblem(f"render_mode is {render_mode!r}: choose one of {self.metadata['render_modes']}, or None")
+        if not hasattr(problem, "objective"):
+            raise InvalidProblem(
+                f"{problem!r} is no problem: give a BilevelProblem, such as gym.make('bilevel/TabularPreference-v0').unwrapped.problem"
+            )
         if max_cycles < 1:
             raise InvalidProblem(f"max_cycles is {max_cycles}: an episode of the game has one cycle at least")
         self.game = Game(problem, horizon=horizon, render_mode=render_mode)
@@ -97,7 +104,13 @@ class LeaderFollowerAEC(_View, AECEnv):  # type: ignore[misc]
         self.infos: dict[str, dict[str, Any]] = {agent: {} for agent in self.agents}
 
     def observe(self, agent: str) -> np.ndarray:
-        """What an agent sees now."""
+        """What an agent sees now.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._np_random is None:
+            raise gym.error.ResetNeeded("call env.reset() before env.observe(agent)")
         return self.game.observe(agent)
 
     def step(self, action: Any) -> None:
@@ -150,8 +163,8 @@ class LeaderFollowerParallel(_View, ParallelEnv):  # type: ignore[misc]
             gymnasium.error.ResetNeeded: before the first reset, and after both are truncated.
         """
         self._refuse_without_agents()
-        if set(actions) != set(self.agents):
-            raise InvalidAction(f"actions are given for {sorted(actions)}: give one for each of {self.agents}")
+        if _given(actions) != set(self.agents):
+            raise InvalidAction(f"actions are given for {sorted(_given(actions))}: give a mapping with one for each of {self.agents}")
         x, action = (self.game.read(agent, actions[agent]) for agent in self.agents)
         if self.game.bound:
             rewards, infos = self.game.play(action)
@@ -170,6 +183,11 @@ class LeaderFollowerParallel(_View, ParallelEnv):  # type: ignore[misc]
     def _plays(self, infos: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         infos[FOLLOWER]["plays"] = self.game.bound
         return infos
+
+
+def _given(actions: Any) -> set[Any]:
+    """The agents that have an action; nobody where it is no mapping."""
+    return set(actions) if isinstance(actions, Mapping) else set()
 
 
 Form = Literal["aec", "parallel"]
@@ -223,7 +241,7 @@ def leader_follower(
 
     Raises:
         UnsupportedProblem: f is no mean of a loss of trajectories, or the world cannot be played step by step; the message says why.
-        InvalidProblem: a bad ``form``, ``horizon``, ``max_cycles`` or ``render_mode``.
+        InvalidProblem: no problem, or a bad ``form``, ``horizon``, ``max_cycles`` or ``render_mode``.
     """
     if form not in ("aec", "parallel"):
         raise InvalidProblem(f"form is {form!r}: choose 'aec' or 'parallel'")

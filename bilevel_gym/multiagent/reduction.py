@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.multiagent.game import FOLLOWER, LEADER
@@ -55,8 +56,12 @@ def play_rounds(
         seed: of the reset.
 
     Raises:
-        InvalidProblem: ``max_cycles`` ends the game before. (To go on after a reset would drop the rounds that were cut off, the long ones.)
+        InvalidProblem: not that form of the game, or fewer rounds than one; or ``max_cycles`` ends the game before. (To go on after a reset would drop the rounds that were cut off, the long ones.)
     """
+    if not isinstance(env.unwrapped, LeaderFollowerParallel) or rounds < 1:
+        raise InvalidProblem(
+            f"{type(env).__name__} for {rounds} rounds: give multiagent.leader_follower(problem, 'parallel'), and one round at least"
+        )
     observations, _ = env.reset(seed=seed)
     earned: list[float] = []
     while len(earned) < rounds:
@@ -96,6 +101,7 @@ class PlayedRounds:
         return Evaluation(value, metrics={"standard_error": error}, env_steps=played), None
 
 
+@checked
 def to_outer(
     env: LeaderFollowerParallel | LeaderFollowerAEC,
     solver: LowerSolver,
@@ -115,9 +121,11 @@ def to_outer(
         render_mode: see ``BilevelEnv``.
 
     Raises:
-        InvalidProblem: fewer rounds than one.
+        InvalidProblem: it is not the game, or fewer rounds than one.
     """
-    view = env.unwrapped
+    view: Any = getattr(env, "unwrapped", env)
+    if not isinstance(view, LeaderFollowerParallel | LeaderFollowerAEC):
+        raise InvalidProblem(f"{env!r} is not the game of a leader and a follower: make it with multiagent.leader_follower(problem)")
     problem = view.problem
     if rounds is not None:
         if rounds < 1:

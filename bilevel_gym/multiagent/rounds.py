@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.types import DiscountedObjective, Trajectory, TupleObjective
 
@@ -80,6 +81,7 @@ class DiscountedRounds:
         return float((upper.discount**time * cost[played.states[0], played.actions[0]] * played.alive[0]).sum())
 
 
+@checked
 def rounds_of(problem: Any, horizon: int | None = None) -> Rounds:
     """The rounds that a problem's objective makes.
 

@@ -12,6 +12,7 @@ import torch
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs.rendering import policy_picture
 from bilevel_gym.errors import InvalidAction, InvalidProblem
 from bilevel_gym.numerics import ArrayLike, as_table
@@ -38,6 +39,7 @@ class TabularGame(ParallelEnv):  # type: ignore[misc]
 
     metadata: dict[str, Any] = {"name": "tabular_game_v0", "render_modes": ["human", "rgb_array", "ansi"], "render_fps": 4}
 
+    @checked
     def __init__(
         self,
         rewards: ArrayLike,
@@ -50,7 +52,7 @@ class TabularGame(ParallelEnv):  # type: ignore[misc]
         render_mode: str | None = None,
     ) -> None:
         self.rewards, self.transition, self.start = (as_table(table, "cpu") for table in (rewards, transition, start))
-        count, states, choices = len(self.rewards), self.start.numel(), tuple(self.rewards.shape[2:])
+        count, states, choices = self.rewards.shape[0] if self.rewards.ndim else 0, self.start.numel(), tuple(self.rewards.shape[2:])
         if self.rewards.shape[:2] != (count, states) or len(choices) != count or self.transition.shape != (states, *choices, states):
             raise InvalidProblem(
                 f"rewards {tuple(self.rewards.shape)}, transition {tuple(self.transition.shape)} and start {tuple(self.start.shape)} must be [N, S, A_1, …, A_N], [S, A_1, …, A_N, S] and [S]"
@@ -101,8 +103,13 @@ class TabularGame(ParallelEnv):  # type: ignore[misc]
         """
         if not self.agents:
             raise gym.error.ResetNeeded("there is no agent to act: call env.reset() first")
-        if set(actions) != set(self.agents) or not all(self.action_space(agent).contains(actions[agent]) for agent in self.agents):
-            raise InvalidAction(f"actions {dict(actions)} must be one for each of {self.agents}, out of env.action_space(agent)")
+        given: Any = actions
+        if (
+            not isinstance(given, Mapping)
+            or set(given) != set(self.agents)
+            or not all(self.action_space(agent).contains(actions[agent]) for agent in self.agents)
+        ):
+            raise InvalidAction(f"actions {actions} must be one for each of {self.agents}, out of env.action_space(agent)")
         assert self._np_random is not None
         joint = (self.state_index, *(int(actions[agent]) for agent in self.agents))
         drawn = int(np.searchsorted(self._moves[joint], self._np_random.random(), side="right"))
@@ -119,7 +126,13 @@ class TabularGame(ParallelEnv):  # type: ignore[misc]
         return result
 
     def render(self) -> Any:
-        """The state as a line of text, or as a bar among bars."""
+        """The state as a line of text, or as a bar among bars.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if self._np_random is None:
+            raise gym.error.ResetNeeded("call env.reset() before env.render()")
         line = f"state {self.state_index} after {self._cycles} cycles"
         if self.render_mode == "human":
             sys.stdout.write(line + "\n")

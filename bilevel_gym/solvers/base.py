@@ -48,6 +48,8 @@ def fitting_solver(problem: Any) -> str:
     """The name of a solver that fits a problem: what the others' refusals end with."""
     if hasattr(problem, "lower"):
         return "solvers.GradientDescentSolver"
+    if hasattr(problem, "incentives"):
+        return "multiagent.SoftGameIteration, IndependentTables or IndependentNetworks"
     if problem.tabular:
         return "solvers.SoftPolicyIteration"
     if hasattr(problem.world, "state_matrix") and hasattr(problem.reward, "weights"):

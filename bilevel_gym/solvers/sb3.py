@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.errors import CheckpointError, InvalidProblem, UnknownName, UnsupportedProblem, require
 from bilevel_gym.numerics import draw_seed
 from bilevel_gym.regularizers import Shannon
@@ -201,13 +202,13 @@ class SB3Solver:
         policy = self.policy or ("CnnPolicy" if len(env.observation_space.shape) == 3 else "MlpPolicy")
         try:
             return self.algorithm(policy, env, **arguments)
-        except (AssertionError, ValueError) as error:  # how it refuses actions, observations and numbers
+        except (AssertionError, ValueError, TypeError) as error:  # how it refuses actions, observations and numbers
             raise UnsupportedProblem(
                 f"{self.algorithm.__name__} does not take this problem with these arguments: {' '.join(str(error).split())}"
             ) from error
 
     def _check(self, problem: Any) -> None:
-        if problem.tabular or not hasattr(problem.world, "open"):
+        if problem.tabular or not hasattr(problem.world, "observation_shape"):
             raise UnsupportedProblem(
                 f"agents of Stable-Baselines3 need a simulated world, such as worlds.VectorWorld; for this problem use {fitting_solver(problem)}"
             )
@@ -217,6 +218,7 @@ class SB3Solver:
             )
 
 
+@checked
 def from_sb3(
     algorithm: Any, *, steps: int = 1000, num_envs: int = 1, policy: str | None = None, soft: bool | None = None, **arguments: Any
 ) -> SB3Solver:
@@ -242,11 +244,14 @@ def from_sb3(
     Raises:
         MissingExtra: Stable-Baselines3 is not installed.
         UnknownName: the algorithm has no such argument.
-        InvalidProblem: an argument that the problem decides, or a number that is not positive.
+        InvalidProblem: no class of an algorithm, an argument that the problem decides, or a number that is not positive.
     """
     require("stable_baselines3", "sb3")
     from stable_baselines3 import SAC
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
+    if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
+        raise InvalidProblem(f"algorithm is {algorithm!r}: give a class, such as stable_baselines3.SAC")
     known = list(inspect.signature(algorithm).parameters)
     decided = DECIDED if soft is False else {**DECIDED, "ent_coef": "it is the problem's temperature"}
     is_soft = issubclass(algorithm, SAC) if soft is None else soft

@@ -36,7 +36,7 @@ def check_bilevel_env(env: gym.Env[Any, Any], *, seed: int = 0, skip_render_chec
         AssertionError: a promise is broken; the message says which.
         InvalidProblem: it is not a bilevel environment.
     """
-    inner = env.unwrapped
+    inner = getattr(env, "unwrapped", env)
     if not isinstance(inner, BilevelEnv):
         raise InvalidProblem(
             f"{type(inner).__name__} is not a bilevel environment: make one with gym.make('bilevel/…') or BilevelEnv(problem, solver)"

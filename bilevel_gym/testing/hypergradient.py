@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs import ProblemOracle
-from bilevel_gym.errors import UnsupportedProblem
+from bilevel_gym.errors import InvalidAction, InvalidProblem, UnsupportedProblem
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Estimator, LowerSolver, OuterProblem
 
@@ -52,6 +53,7 @@ def central_differences(problem: OuterProblem, x: Tensor, *, step: float = 1e-5,
         )
 
 
+@checked
 def check_hypergradient(
     problem: OuterProblem,
     x: Any,
@@ -83,13 +85,24 @@ def check_hypergradient(
 
     Raises:
         UnsupportedProblem: the estimator does not fit the problem.
+        InvalidProblem: problem or estimator are none, or no estimate is asked for.
+        InvalidAction: x cannot be read.
         AssertionError: the estimator is wrong; the message has both gradients.
 
     Cost: 2D + 1 solves, and the estimates.
     """
+    if not hasattr(problem, "domain"):
+        raise InvalidProblem(f"{problem!r} is no problem: give a BilevelProblem, such as env.unwrapped.problem")
+    if isinstance(estimator, type) or not hasattr(estimator, "supports"):
+        raise InvalidProblem(f"estimator is {estimator!r}: give an object, such as hypergradients.Exact()")
+    if estimates < 1:
+        raise InvalidProblem(f"estimates is {estimates}: ask for one at least")
     if reason := estimator.supports(problem):
         raise UnsupportedProblem(f"{type(estimator).__name__} does not fit this problem: {reason}")
-    x = torch.as_tensor(x, dtype=problem.domain.dtype, device=problem.domain.device)
+    try:
+        x = torch.as_tensor(x, dtype=problem.domain.dtype, device=problem.domain.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidAction(f"x cannot be read as numbers ({error}): give [D]") from error
     oracle = ProblemOracle(problem, solver, torch.Generator(device=x.device).manual_seed(seed))
     response = oracle.solve(x)
     values = np.stack([_estimate(oracle, x, response, estimator) for _ in range(estimates)])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from bilevel_gym.agents.evaluation import evaluate_env
 from bilevel_gym.agents.loop import Agent
+from bilevel_gym.arguments import checked
 from bilevel_gym.envs import BilevelEnv, BilevelVectorEnv
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 
@@ -29,6 +30,7 @@ class Evaluator:
     Cost: that of ``evaluate_env`` each time, without the random policy.
     """
 
+    @checked
     def __init__(self, every: int, *, episodes: int = 10, seed: int = 0) -> None:
         if every < 1 or episodes < 1:
             raise InvalidProblem(f"every is {every} and episodes {episodes}: measure every 1 step at least, over 1 episode at least")

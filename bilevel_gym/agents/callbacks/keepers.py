@@ -9,7 +9,8 @@ from typing import Any
 
 from bilevel_gym import checkpoint
 from bilevel_gym.agents.loop import Agent
-from bilevel_gym.errors import CheckpointError, UnknownName
+from bilevel_gym.arguments import checked
+from bilevel_gym.errors import CheckpointError, InvalidProblem, UnknownName
 
 __all__ = ["BestKeeper", "Checkpointer"]
 
@@ -26,11 +27,19 @@ class Checkpointer:
         run: plain data to keep beside the state, such as the arguments of the run.
         large: bytes from which a replay is kept in files ``<stem>.<number>.ring`` beside the checkpoint, to which only what is new is
             written; 0 does so always.
+
+    Raises:
+        InvalidProblem: a number that is none, or not positive.
     """
 
+    @checked
     def __init__(
         self, path: str | Path, *, every: int | None = None, run: Mapping[str, Any] | None = None, large: int = checkpoint.LARGE
     ) -> None:
+        if (every is not None and every < 1) or large < 0:
+            raise InvalidProblem(
+                f"every is {every} and large {large}: save every 1 step at least, or give None to save by hand; large is 0 or more"
+            )
         self.path, self.large = Path(path), large
         self.every = every
         self.run = dict(run or {})

@@ -113,6 +113,7 @@ def test_an_unknown_knob_is_named(name: str) -> None:
         ({"teacher": {"mistake": "often"}}, InvalidProblem, "mistake is 'often': it must be a number"),
         ({"teacher": 0.1}, InvalidProblem, "teacher is 0.1: it must be a mapping"),
         ({"budget": 0}, InvalidProblem, "budget is 0"),
+        ({"comparisons": 3}, InvalidProblem, "3 is no path of a file"),
         ({"half_rate": -1.0}, InvalidProblem, "half_rate is -1.0"),
         ({"members": 0}, InvalidProblem, "members is 0"),
         ({"members": True}, InvalidProblem, "members is True: it must be a whole number"),

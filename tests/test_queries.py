@@ -186,7 +186,7 @@ def test_bad_queries_are_refused(options):
 # ---------------------------------------------------------------------------------------------- how many
 
 
-@given(st.integers(0, 40), st.one_of(st.none(), st.floats(0.2, 200.0)))
+@given(st.integers(0, 40), st.one_of(st.none(), st.floats(0.2, 200.0), st.floats(1e-300, 0.2)))
 def test_rates_add_up(pairs, half_rate):
     """After k evaluations Σ n t₀/(t₀ + j) labels have been asked for, rounded down: nothing is lost to rounding, whatever the rate."""
     asked = 0

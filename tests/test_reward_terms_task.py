@@ -109,8 +109,9 @@ def test_agents_move_x(agent) -> None:
 
 def test_refusals() -> None:
     """A task without a forward velocity, a price below zero, a preset that is not there, and parts that nobody reports."""
-    with pytest.raises(InvalidProblem, match="x_velocity"):
-        reward_terms(env_id="Reacher-v5", preset="tiny")
+    for name in ("Reacher-v5", "CartPole-v1"):
+        with pytest.raises(InvalidProblem, match="x_velocity"):
+            reward_terms(env_id=name, preset="tiny")
     with pytest.raises(InvalidProblem, match="effort is -1"):
         reward_terms(effort=-1.0)
     with pytest.raises(UnknownName, match="preset"):

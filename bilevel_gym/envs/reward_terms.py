@@ -125,10 +125,11 @@ def reward_terms(
 
 def _parts(env_id: str, env_kwargs: dict[str, Any]) -> tuple[str, ...]:
     """The parts of its reward that a task reports, in the order of its first step."""
-    simulation = mujoco_world(env_id, horizon=1, **env_kwargs).open(1, seed=0)
-    space: Any = simulation.env.action_space
+    world = mujoco_world(env_id, horizon=1, **env_kwargs)
+    simulation = world.open(1, seed=0)
+    action = world.uniform().sample(simulation.observations, torch.Generator().manual_seed(0))
     try:
-        info = simulation.env.step(space.low)[4]
+        info = simulation.env.step(action.numpy())[4]
     finally:
         simulation.close()
     info = info.get("final_info", info)  # an episode of one step has ended with it

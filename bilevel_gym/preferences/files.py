@@ -70,8 +70,11 @@ def load_comparisons(path: str | Path, *, device: str | torch.device = "cpu") ->
         the fragments and the description.
 
     Raises:
+        InvalidProblem: this is no path.
         CheckpointError: there is no such file, it is damaged, of another kind or version, or its arrays do not fit together.
     """
+    if not isinstance(path, str | Path):
+        raise InvalidProblem(f"{path!r} is no path of a file of comparisons: give one as text")
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}: write one with preferences.save_comparisons")

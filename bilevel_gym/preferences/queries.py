@@ -97,6 +97,10 @@ def labels_due(pairs: int, evaluation: int, half_rate: float | None) -> int:
     """
     if half_rate is None:
         return pairs
-    # Σ_{j<k} t₀/(t₀ + j) by the digamma function, and a little more against rounding down from a whole number.
-    before, after = (pairs * half_rate * float(digamma(half_rate + k) - digamma(half_rate)) + 1e-9 for k in (evaluation, evaluation + 1))
-    return floor(after) - floor(before)
+
+    def asked(k: int) -> int:
+        """Before evaluation k: n Σ_{j<k} t₀/(t₀ + j), by the digamma function, and a little more against rounding down from a whole number."""
+        later = half_rate * float(digamma(half_rate + k) - digamma(half_rate + 1.0))
+        return floor(pairs * (1.0 + later) + 1e-9) if k else 0
+
+    return asked(evaluation + 1) - asked(evaluation)

@@ -1,4 +1,4 @@
-"""The one loop that soft actor-critics run in: collect, update as is due, carry on from where the last solve ended."""
+"""The one loop that off-policy solvers run in: collect, update as is due, carry on from where the last solve ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["OffPolicySolver", "OffPolicyState"]
 
 @dataclass(frozen=True)
 class OffPolicyState:
-    """The warm start of a soft actor-critic: tensors and numbers, and one live part that a checkpoint leaves out.
+    """The warm start of an off-policy solver: tensors and numbers, and one live part that a checkpoint leaves out.
 
     A solve leaves the networks in here as they are: it works on copies. Replay and simulation are shared and move on, which does
     no harm to a state that is used again, since transitions carry no r_x; ``fork`` gives a state that shares nothing.
@@ -53,7 +53,7 @@ class OffPolicyState:
 
 @dataclass(frozen=True)
 class OffPolicySolver(ABC):
-    """A soft actor-critic: the follower maximises E Σ γ^t (r_x(s,a) − τ log π(a|s)) by updates on batches from a replay.
+    """A soft actor-critic, or critics alone: the follower maximises E Σ γ^t (r_x(s,a) − τ log π(a|s)) by updates on batches from a replay.
 
     τ is that of ``problem.regularizer``, and stays so unless ``target_entropy`` is given. It is then tuned, and starts from there. That
     is a choice to make with care: it changes the lower-level problem under the upper level's feet. ``Response.temperature`` says which
@@ -69,7 +69,7 @@ class OffPolicySolver(ABC):
         updates_per_step: gradient updates for each environment step; what one solve leaves due the next one makes.
         learning_starts: transitions collected by uniform actions before the first update.
         batch_size: transitions in an update.
-        hidden: widths of the hidden layers of actor and critics.
+        hidden: widths of the hidden layers of each network.
         learning_rate: of Adam, for all that learns.
         polyak: how far the target critics move towards the critics; 1 copies them.
         capacity: of the replay.
@@ -279,7 +279,7 @@ class OffPolicySolver(ABC):
 
     @abstractmethod
     def _policy(self, problem: Any, setting: Setting, networks: ActorCritic) -> Any:
-        """The policy that the actor makes, as it goes on learning."""
+        """The policy that the networks make, as they go on learning."""
 
     @abstractmethod
     def _labeller(self, problem: Any, x: Tensor, generator: torch.Generator) -> Callable[[Batch], Any]:

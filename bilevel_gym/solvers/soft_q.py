@@ -61,14 +61,15 @@ class SoftQ(FiniteActionSolver):
 
         V(s) = τ log Σ_a exp(Q(s,a)/τ),   π(a|s) = exp((Q(s,a) − V(s))/τ),   Q = min_i Q_i
 
-    It has the fixed point of ``DiscreteSAC``, whose V̄(s') this is where the actor is at its optimum softmax(min_i Q_i/τ): there no
-    actor lags behind the critics, and an update is cheaper. The soft maximum of an uncertain Q is too large (log Σ exp is convex), the
-    more so the smaller τ is; the minimum of two critics counters that, in V̄ and in π alike, so that V = E_π[Q − τ log π] holds exactly.
+    V̄(s') is that of ``DiscreteSAC`` for the best of all actors, softmax(min_i Q̄_i/τ), so both have the same fixed point; here no actor
+    lags behind the critics, and an update is cheaper. The soft maximum of an uncertain Q is too large (log Σ exp is convex); the minimum
+    of two critics counters that, in V and in π alike, so that V = E_π[Q − τ log π] holds exactly.
 
     Args:
         target_entropy: must be None: τ stays that of ``problem.regularizer``.
 
-    ``response.policy`` knows Q and V (``action_values``, ``state_value``). Observations are read as by ``DiscreteSAC``. The other arguments are those of ``OffPolicySolver``.
+    The others are those of ``OffPolicySolver``. Observations are read as by ``DiscreteSAC``. ``response.policy`` knows Q and V
+    (``action_values``, ``state_value``).
 
     Raises:
         InvalidProblem: a number is out of range, or τ is to be tuned.

@@ -266,8 +266,6 @@ class ScoreFunction:
         if self.sensitivity == "critic":
             assert state.weights is not None
             weights = state.weights * played.alive / scale
-            if not bool(weights.any()):  # as before anything was learnt: no need to go through all steps for zero
-                return torch.zeros_like(at.x)
             return gradients(lambda leaf: (weights * rewards_of(problem.reward, leaf, played)).sum(), at.x)[0]
         each, drawn = state.weights, state.continuations
         weight = weight * _excess(at, fresh) if each is None else torch.ones_like(fresh.fragments.outcome)

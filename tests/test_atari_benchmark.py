@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 
+from bilevel_gym.agents.runs import make_agent
 from bilevel_gym.errors import UnsupportedProblem
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -46,6 +49,22 @@ def test_goes_on_and_reports(script: Any, tmp_path: Path) -> None:
     assert summary["pairs_decided"] == "6"
     assert float(summary["env_steps_per_second"]) > 0
     assert (tmp_path / "out" / "Breakout.png").stat().st_size > 1000
+    script.main(**options(tmp_path, pairs=0, output=tmp_path / "short"), steps=2)
+    assert sorted(path.name for path in (tmp_path / "short").iterdir()) == ["Breakout-drlhf.csv", "Breakout.png"]
+
+
+def test_what_is_lean_is_what_a_user_gets_but_for_sizes(script: Any) -> None:
+    """Without it ``--lean`` could end in an error after half an hour, or change τ, r_x or the teacher and not say so."""
+    made = [gym.make("bilevel/AtariPreference-v0", game="Breakout", objective=sizes) for sizes in (None, script.LEAN["objective"])]
+    theirs, lean = (env.unwrapped for env in made)
+    assert replace(theirs.problem.objective, **script.LEAN["objective"]) == lean.problem.objective
+    assert theirs.problem.regularizer == lean.problem.regularizer
+    assert theirs.problem.reward.network == lean.problem.reward.network
+    agent = make_agent("sobirl", made[1], script.LEAN["agent"])
+    assert replace(make_agent("sobirl", made[0], {}).estimator, **script.LEAN["agent"]) == agent.estimator
+    assert replace(lean.solver, **script.LEAN["solver"]).hidden == theirs.solver.hidden
+    for env in made:
+        env.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

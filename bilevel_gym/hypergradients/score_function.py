@@ -185,7 +185,9 @@ class ScoreFunction:
         batch = fresh.fragments if self.batch is None or not queue else queue.sample(self.batch, oracle.generator)
         if state.fresh is not fresh:
             state = self._begin(oracle, x, response, fresh, state)
-        state = replace(state, drawn=oracle.generator.get_state())
+        drawn = oracle.generator.get_state()
+        if state.drawn is None or not torch.equal(state.drawn, drawn):
+            state = replace(state, drawn=drawn)
         weighed = replace(state, fresh=as_samples(batch)) if self.stale else state
         return self._estimate(Point(problem, x, response, oracle.generator), batch, weighed), state
 

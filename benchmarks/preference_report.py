@@ -31,6 +31,8 @@ MEASURED = {
 }
 """Names in the CSV and in ``metrics.csv``."""
 COUNTED = ("upper_step", "env_steps", "lower_step", "comparisons", "x_updates")
+PARTS = ("norm_direct", "norm_implicit_unclipped", "norm_implicit")
+"""Lengths of the two parts of a hyper-gradient, the second before its clip too."""
 SHOWN = {
     "true_return": "true return",
     "accuracy_fresh": "accuracy, fresh pairs",
@@ -88,6 +90,32 @@ def write(rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, [*ABOUT, *COUNTED, *MEASURED])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_parts(runs: Path, tasks: Sequence[str], path: Path) -> None:
+    """``PARTS`` after each upper step, of the arms that have an implicit part; what is in the file stays where a run's folder is gone."""
+    keys = ("task", "agent", "seed")
+    found: dict[tuple[str, ...], list[Row]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(tuple(row[name] for name in keys), []).append(row)
+    for task in tasks:
+        for about in sorted((runs / task).glob("*.json")):
+            one = json.loads(about.read_text())
+            with (about.with_suffix("") / METRICS).open(newline="") as file:
+                steps = list(csv.DictReader(file))
+            if one.get("done") and any(row.get(PARTS[1]) for row in steps):
+                key = tuple(str(one[name]) for name in keys)
+                lengths = [{name: f"{float(row.get(name) or 0):.5g}" for name in PARTS} for row in steps]  # none is none yet
+                found[key] = [
+                    {**dict(zip(keys, key, strict=True)), "upper_step": row["upper_step"], **part}
+                    for row, part in zip(steps, lengths, strict=True)
+                ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*keys, "upper_step", *PARTS])
+        writer.writeheader()
+        writer.writerows(row for key in sorted(found, key=lambda key: (tasks.index(key[0]), key)) for row in found[key])
 
 
 def curves_of(rows: Sequence[Row], agent: str) -> list[list[Row]]:
@@ -250,7 +278,7 @@ def draw(task: str, rows: Sequence[Row], arms: Sequence[str], path: Path) -> Non
 
 
 def write_report(runs: Path, output: Path, random: Mapping[str, float], arms: Sequence[str]) -> str:
-    """CSV, curves and ``tables.md`` of all runs that are there; the text of the tables.
+    """CSV, curves, ``tables.md`` and ``implicit.csv`` of all runs that are there; the text of the tables.
 
     Args:
         runs: the folder of the runs.
@@ -270,4 +298,5 @@ def write_report(runs: Path, output: Path, random: Mapping[str, float], arms: Se
         parts.append(equal_steps_table(found, arms, "sobirl"))
     text = "\n\n".join(part for part in parts if part) + "\n"
     (output / "tables.md").write_text(text)
+    write_parts(runs, list(random), output / "implicit.csv")
     return text

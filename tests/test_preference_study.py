@@ -109,3 +109,19 @@ def test_differences_are_those_of_equal_seeds(study: Any) -> None:
     found = report.differences(one, other, "true_return")
     assert found.tolist() == [1.0, 2.0]
     assert report.mean_interval(found) == pytest.approx((1.5, 1.5 - 12.706 * 0.5, 1.5 + 12.706 * 0.5), abs=1e-3)
+
+
+def test_lengths_of_the_parts_are_kept(study: Any, tmp_path: Path) -> None:
+    """A new run takes the place of its old rows and of no others'; one that is not done, or has no implicit part, has none."""
+    pytest.importorskip("rliable")
+    report = importlib.import_module("preference_report")
+    header, kept = "task,agent,seed,upper_step,norm_direct,norm_implicit_unclipped,norm_implicit\n", "CartPole,sobirl,0,1,.5,2,.5\n"
+    (tmp_path / "implicit.csv").write_text(header + kept + "CartPole,hpgd,1,1,7,7,7\nCartPole,hpgd,1,2,7,7,7\n")
+    for agent, done, column in (("hpgd", True, "norm_implicit_unclipped"), ("pbrl", False, "norm_implicit_unclipped"), ("drlhf", True, "x")):
+        folder = tmp_path / "runs" / "CartPole" / f"{agent}-1"
+        folder.mkdir(parents=True)
+        folder.with_suffix(".json").write_text(json.dumps({"task": "CartPole", "agent": agent, "seed": 1, "done": done}))
+        (folder / "metrics.csv").write_text(f"upper_step,norm_direct,norm_implicit,{column}\n1,.25,0,\n2,.5,.5,123.4567\n")
+    report.write_parts(tmp_path / "runs", ["CartPole"], tmp_path / "implicit.csv")
+    new = "CartPole,hpgd,1,1,0.25,0,0\nCartPole,hpgd,1,2,0.5,123.46,0.5\n"
+    assert (tmp_path / "implicit.csv").read_text().replace("\r", "") == header + new + kept

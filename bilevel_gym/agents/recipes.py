@@ -318,10 +318,10 @@ def stoc_sobirl(
         max_norm: h_k is scaled down to this length at most; None does not on tables, and takes 1 on simulators, where one long step
             saturates a network's reward.
         implicit_clip: the implicit part of ĝ at most, in multiples of the direct part's norm; None does not clip on tables, and takes
-            on simulators what ``sobirl`` takes.
+            .1 on simulators: there is one update for each look, and none averages its noise.
     """
     deep = not getattr(getattr(env.unwrapped, "problem", None), "tabular", True)
-    limit = _clip(env) if deep and implicit_clip is None else implicit_clip
+    limit = 0.1 if deep and implicit_clip is None else implicit_clip
     inner = ScoreFunction(sensitivity, window, clip=limit)
     return HypergradientAgent(
         env,

@@ -117,7 +117,11 @@ def test_lengths_of_the_parts_are_kept(study: Any, tmp_path: Path) -> None:
     report = importlib.import_module("preference_report")
     header, kept = "task,agent,seed,upper_step,norm_direct,norm_implicit_unclipped,norm_implicit\n", "CartPole,sobirl,0,1,.5,2,.5\n"
     (tmp_path / "implicit.csv").write_text(header + kept + "CartPole,hpgd,1,1,7,7,7\nCartPole,hpgd,1,2,7,7,7\n")
-    for agent, done, column in (("hpgd", True, "norm_implicit_unclipped"), ("pbrl", False, "norm_implicit_unclipped"), ("drlhf", True, "x")):
+    for agent, done, column in (
+        ("hpgd", True, "norm_implicit_unclipped"),
+        ("pbrl", False, "norm_implicit_unclipped"),
+        ("drlhf", True, "x"),
+    ):
         folder = tmp_path / "runs" / "CartPole" / f"{agent}-1"
         folder.mkdir(parents=True)
         folder.with_suffix(".json").write_text(json.dumps({"task": "CartPole", "agent": agent, "seed": 1, "done": done}))

@@ -151,6 +151,6 @@ def _check_device(device: Any) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=torch.device(device))
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise InvalidProblem(f"device is {device!r}, which torch cannot use here ({str(error).splitlines()[0]}): take 'cpu'") from error

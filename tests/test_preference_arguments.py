@@ -121,6 +121,7 @@ def test_an_unknown_knob_is_named(name: str) -> None:
         ({"discount": None}, InvalidProblem, "discount is None: it must be a number"),
         ({"preset": "tny"}, UnknownName, "unknown preset 'tny'"),
         ({"device": "cda"}, InvalidProblem, "device is 'cda'.*take 'cpu'"),
+        ({"device": None}, InvalidProblem, "device is None.*take 'cpu'"),
     ],
 )
 @pytest.mark.parametrize("name", [PENDULUM, PONG])

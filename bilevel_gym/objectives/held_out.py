@@ -28,8 +28,8 @@ def from_random_to_expert(
     Args:
         world: where.
         experts: policies, or trajectories [N, T] of theirs, with true rewards; each has the same share.
-        pairs: that will be cut out of it; from 32 on there are four trajectories of each random policy.
-        steps: T ≥ ``steps`` of each trajectory.
+        pairs: that will be cut out of it; from 25 on there are four trajectories of each random policy.
+        steps: T of each trajectory.
         generator: the source of policies and trajectories.
 
     Raises:

@@ -320,7 +320,8 @@ class PreferenceObjective(EnumeratedPreference):
     def _chosen(self, problem: Problem, x: Tensor, shown: Trajectory, count: int, generator: torch.Generator) -> Fragments:
         """The pairs that the query rule picks out of many."""
         assert self.query is not None
-        candidates, rewards = draw_fragments(shown, count * self.query.ratio, 2, self.length, self.cut, generator)
+        many = count if self.query.rule == "uniform" else count * self.query.ratio
+        candidates, rewards = draw_fragments(shown, many, 2, self.length, self.cut, generator)
         index = self.query.choose(self.logits(problem, x, candidates.fragments), count)
         return self._labelled(take(candidates.fragments, index), rewards[index], generator)
 

@@ -43,6 +43,7 @@ class _Group(TyperGroup):
     """Prints what the package raises on purpose as one line, and leaves with code 2; an abort leaves with 130."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command, and turn what it raises on purpose into words."""
         if (here := str(Path.cwd())) not in sys.path:  # where the module of a module:id usually is
             sys.path.append(here)
         try:

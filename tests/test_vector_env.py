@@ -77,6 +77,14 @@ def test_autoreset_solves_nothing_in_vain():
     assert info["lower_step"].tolist() == [0, 0]
 
 
+def test_seeds_of_numpys_kind_are_seeds():
+    """What ``rng.integers(…, size=N)`` draws is the natural list of seeds."""
+    envs = BilevelVectorEnv(gym.make("bilevel/RandomMDP-v0", states=3, dimension=2).unwrapped, 2)
+    plain = envs.reset(seed=[3, 4])[0]["x"]
+    for seed in (np.array([3, 4]), [np.int64(3), 4], np.int64(3), (3, 4)):
+        np.testing.assert_array_equal(envs.reset(seed=seed)[0]["x"], plain)
+
+
 def test_seeds_give_instances_of_their_own():
     """A list of seeds, a number, and no seed: members differ from each other, and a plain reset keeps the instances."""
     envs = gym.make_vec("bilevel/RandomMDP-v0", num_envs=3)
@@ -205,7 +213,7 @@ def test_refusals_change_nothing():
     for length, words in ((0, "one step at least"), (-1, "one step at least"), ("a", "a whole number")):
         with pytest.raises(InvalidProblem, match=f"max_episode_steps is {length!r}: .*{words}"):
             BilevelVectorEnv(sampled(), 2, max_episode_steps=length)
-    for seed in (1.5, {1: 2, 3: 4}, "ab"):
+    for seed in (1.5, {1: 2, 3: 4}, "ab", [1, 2.5], ["a", "b"]):
         with pytest.raises(InvalidProblem, match=r"seed is .*whole number, or a list"):
             envs.reset(seed=seed)
     with pytest.raises(UnsupportedProblem, match="vectorization_mode='sync'"):

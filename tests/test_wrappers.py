@@ -164,6 +164,8 @@ def test_specs_say_what_is_around() -> None:
     delta = np.full(3, 0.5)
     np.testing.assert_array_equal(env.step(delta)[0]["x"], again.step(delta)[0]["x"])
     assert again.limits == {"lower_step": 40}
+    each = DeltaX(table(), np.array([0.5, 1.0, 2.0]))
+    assert gym.make(EnvSpec.from_json(each.spec.to_json())).action_space == each.action_space
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,7 @@ def make_envs(env_id: str, num_envs: int, kwargs: Mapping[str, Any] | None = Non
     """
 
     def make(env_id: str, **kwargs: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
+        """As ``gymnasium.make_vec``, where there is a batch to be made."""
         if spec_of(env_id).vector_entry_point is None:
             raise UnsupportedProblem(f"{env_id} is not solved as a batch: run one seed after the other, each into a folder of its own")
         return gym.make_vec(env_id, num_envs=num_envs, **kwargs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from operator import index
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -51,10 +52,13 @@ class Streams:
             InvalidProblem: a wrong number of seeds, or none.
         """
         count = len(self.sources)
-        if not (seed is None or isinstance(seed, int | np.integer | list | tuple | np.ndarray)):
-            raise InvalidProblem(f"seed is {seed!r}: give a whole number, or a list of one for each of {count} members")
-        number = None if seed is None else int(seed) if isinstance(seed, int | np.integer) else list(seed)
-        seeds = number if isinstance(number, list) else [None if number is None else number + i for i in range(count)]
+        try:
+            if isinstance(seed, list | tuple | np.ndarray):
+                seeds = [None if own is None else index(own) for own in seed]
+            else:
+                seeds = [None if seed is None else index(cast(Any, seed)) + i for i in range(count)]
+        except TypeError as error:
+            raise InvalidProblem(f"seed is {seed!r}: give a whole number, or a list of one for each of {count} members") from error
         if len(seeds) != count:
             raise InvalidProblem(f"{len(seeds)} seeds for {count} members: give one each, or a single number")
         fresh = not self.seeded

@@ -315,6 +315,7 @@ def vectorized(make: Callable[..., BilevelEnv]) -> Callable[..., BilevelVectorEn
     """
 
     def make_vector(num_envs: int = 1, max_episode_steps: int | None = None, **arguments: Any) -> BilevelVectorEnv:
+        """The id's arguments, and how many there are of it."""
         return BilevelVectorEnv(make(**arguments), num_envs, max_episode_steps=max_episode_steps)
 
     return make_vector

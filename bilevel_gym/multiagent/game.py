@@ -154,6 +154,7 @@ class Game:
         filled = [episode + [episode[-1]] * (steps - len(episode)) for episode in self._played]
 
         def table(name: str) -> Tensor:
+            """A field of all moves: [I, T, …]."""
             return torch.stack([torch.stack([getattr(moved, name) for moved in episode]) for episode in filled]).to(device)
 
         first, rewards = filled[0][0], None

@@ -88,18 +88,21 @@ class SoftGameIteration:
         paid = [problem.incentives.table(x, agent, *shape) for agent, shape in zip(game.possible_agents, shapes, strict=True)]
 
         def look(index: int, policies: list[Tensor]) -> _Improved:
+            """An agent's improvement against the others' of now."""
             mdp = game.against(index, policies, paid[index], problem.regularizer)
             value = policy_value(mdp, policies[index])
             q = backup(mdp, value)
             return _Improved(problem.regularizer.policy(q), (problem.regularizer.conjugate(q) - value).amax())
 
         def sweep(policies: list[Tensor]) -> list[Tensor]:
+            """Each improves once, in turn."""
             policies = list(policies)
             for index, policy in enumerate(policies):
                 policies[index] = torch.lerp(policy, look(index, policies).policy, self.damping)
             return policies
 
         def settled(policies: list[Tensor]) -> bool:
+            """Whether no improvement would move anything."""
             moves = [(look(index, policies).policy - policy).abs().amax() for index, policy in enumerate(policies)]
             return bool(torch.stack(moves).amax() <= self.tolerance)
 
@@ -230,16 +233,19 @@ class _Learner:
         self.sum, self.averaged, self.error = np.zeros_like(self.advantage), 0, 0.0
 
     def chances(self, state: int) -> np.ndarray:
+        """π(·|s): [A]."""
         scores = self.advantage[state] / self.temperature
         weights = np.exp(scores - scores.max())
         chances: np.ndarray = weights / weights.sum()
         return chances
 
     def act(self, state: int, rng: np.random.Generator) -> int:
+        """Draw an action."""
         chances = self.chances(state)
         return min(int(np.searchsorted(chances.cumsum(), rng.random(), side="right")), len(chances) - 1)
 
     def learn(self, state: int, action: int, reward: float, following: int | None, *, averaged: bool) -> None:
+        """One update from what a step brought; ``following`` is None where the episode has ended."""
         ahead = 0.0 if following is None else self.discount * self.value[following]
         delta = reward + self.paid[state, action] + ahead - self.value[state]
         soft = delta - self.temperature * np.log(self.chances(state)[action])

@@ -71,6 +71,7 @@ class Incentives(CornerBox):
             check_call(f"the feature {name!r}", feature, ["agent", "observations", "actions"])
 
         def function(x: Tensor, agent: str, observations: Tensor, actions: Tensor) -> Tensor:
+            """⟨φ, x⟩: [n]."""
             columns = [
                 _column(f"the feature {name!r}", feature(agent, observations, actions), len(actions)) for name, feature in features.items()
             ]

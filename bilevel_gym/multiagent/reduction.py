@@ -37,6 +37,7 @@ def follower_of(problem: Any, policy: Any, generator: torch.Generator) -> Callab
     contexts, states = policy.shape[0] if policy.ndim > 2 else 0, policy.shape[-2]
 
     def act(seen: np.ndarray) -> int:
+        """Draw from the row of the state that is seen."""
         own = policy[int(seen[:contexts].argmax())] if contexts else policy
         return int(draw_categorical(own[int(seen[contexts : contexts + states].argmax())][None], generator))
 

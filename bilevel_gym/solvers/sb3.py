@@ -173,6 +173,7 @@ class SB3Solver:
         from bilevel_gym.solvers.sb3_parts import FollowerEnv, Relabelled
 
         def label(states: Tensor, actions: Tensor) -> Tensor:
+            """r_x, without a graph: [n]."""
             with torch.no_grad():
                 rewards: Tensor = problem.reward.along(x, states, actions)
             return rewards.float()

@@ -30,7 +30,7 @@ class DeltaX(gym.ActionWrapper[Any, np.ndarray, np.ndarray], gym.utils.RecordCon
     """
 
     def __init__(self, env: gym.Env[Any, np.ndarray], limit: Any = None) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, limit=limit)
+        gym.utils.RecordConstructorArgs.__init__(self, limit=limit.tolist() if isinstance(limit, np.ndarray) else limit)
         self._bilevel = inner(env, "DeltaX")
         super().__init__(env)
         box = self._bilevel.action_space

@@ -122,6 +122,7 @@ def _npz(file: IO[bytes], columns: Columns) -> None:
 
 def _json(file: IO[bytes], columns: Columns) -> None:
     def plain(values: np.ndarray) -> Any:
+        """Lists, with None for what JSON has no number for."""
         return [plain(row) for row in values] if values.ndim > 1 else [value if np.isfinite(value) else None for value in values.tolist()]
 
     file.write(json.dumps({name: plain(values) for name, values in columns.items()}, allow_nan=False).encode())

@@ -20,6 +20,7 @@ def together(*callbacks: Callback) -> Callback:
     """
 
     def call(agent: Agent, metrics: Mapping[str, float]) -> Answer:
+        """All of them in turn."""
         seen, go_on = dict(metrics), True
         found: dict[str, float] = {}
         for callback in callbacks:

@@ -17,7 +17,7 @@ from bilevel_gym.hypergradients import PerProblem
 from bilevel_gym.registration import CATALOGUE
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.testing.environment import _same
-from bilevel_gym.types import Hypergradient
+from bilevel_gym.types import Hypergradient, Response
 from tests import problems
 
 BATCHED = [name for name, entry in CATALOGUE.items() if entry.batched]
@@ -241,6 +241,30 @@ def test_resets_that_fail_change_nothing():
     assert _same(straight.get_state(), troubled.get_state())
     assert _same(straight.step(np.zeros((2, 3))), troubled.step(np.zeros((2, 3))))
     assert _same(straight.reset(seed=[None, 3]), troubled.reset(seed=[None, 3]))
+
+
+def test_a_solver_that_gives_a_policy_alone():
+    """In a batch there is no response without V and Q, and an own solver must learn it in words."""
+
+    class Bare(SoftPolicyIteration):
+        def start(self, problem):
+            return Response(super().start(problem).policy)
+
+    envs = BilevelVectorEnv(BilevelEnv(problems.quadratic(0), Bare()), 2)
+    with pytest.raises(InvalidProblem, match="a batch needs value and q"):
+        envs.reset(seed=0)
+
+
+def test_a_state_that_cannot_be_taken_changes_nothing():
+    """Half of another state in place of one's own would go on, and be nobody's."""
+    envs = BilevelVectorEnv(sampled(), 2)
+    envs.reset(seed=0)
+    before = envs.get_state()
+    envs.step(envs.x.numpy())
+    now = envs.get_state()
+    with pytest.raises(CheckpointError):
+        envs.set_state({**before, "_memories": {"__class__": "os:system", "fields": {}}})
+    assert _same(now, envs.get_state())
 
 
 def test_pictures_of_all_members():

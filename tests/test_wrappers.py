@@ -355,6 +355,20 @@ def test_a_budget_that_nothing_would_spend() -> None:
 # ---------------------------------------------------------------------------------------------- records
 
 
+def test_two_records_do_not_write_one_file(tmp_path: Path) -> None:
+    """Copies of an environment in a vector have one path: the later would put its file in the place of the other's, without a word."""
+    first, second = (RecordUpperSteps(table(), tmp_path / "steps.csv", every=1) for _ in range(2))
+    for env in (first, second):
+        env.reset(seed=0)
+    first.step(np.zeros(3))
+    kept = (tmp_path / "steps.csv").read_text()
+    with pytest.raises(OutputExists, match="written by another environment"):
+        second.step(np.zeros(3))
+    first.step(np.zeros(3))
+    assert (tmp_path / "steps.csv").read_text().startswith(kept)
+    assert len(second.columns["gap"]) == 2
+
+
 def read(path: Path) -> dict[str, Any]:
     """A record, of whatever kind, as columns; x of a CSV in one."""
     if path.suffix == ".npz":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.envs.oracle import ProblemOracle
+from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.types import Evaluation, Response
 
 if TYPE_CHECKING:
@@ -68,9 +69,15 @@ def member_of(response: Response, i: int) -> Response:
 
 
 def spread(response: Response, count: int) -> Response:
-    """A first response with an axis B, where the members share their tables."""
-    assert response.value is not None
-    assert response.q is not None
+    """A first response with an axis B, where the members share their tables.
+
+    Raises:
+        InvalidProblem: it is a policy alone.
+    """
+    if response.value is None or response.q is None:
+        raise InvalidProblem(
+            "a batch needs value and q beside the policy of a response: let the solver give them, or take one environment at a time"
+        )
     if response.gap.ndim:
         return response
     policy, value, q, gap = (part.expand(count, *part.shape) for part in (response.policy, response.value, response.q, response.gap))

@@ -223,10 +223,11 @@ class BilevelVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]
             raise CheckpointError(
                 f"the state is of {state['num_envs']} members of sizes {state['sizes']}, here are {self.num_envs} of sizes {self.problem.sizes}: build them with the same arguments"
             )
-        for name, value in {name: checkpoint.unpack(state[name]) for name in _STATE}.items():
-            setattr(self, name, value)
-        if self.streams.seeded:
-            self._draw(checkpoint.unpack(state["streams"]).drawn_from)
+        with all_or_nothing([self], ()):
+            for name in _STATE:
+                setattr(self, name, checkpoint.unpack(state[name]))
+            if self.streams.seeded:
+                self._draw(checkpoint.unpack(state["streams"]).drawn_from)
 
     # ------------------------------------------------------------------------------------------ parts
 

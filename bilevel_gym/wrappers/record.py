@@ -86,8 +86,14 @@ class RecordUpperSteps(Outer, gym.utils.RecordConstructorArgs):
         return answer
 
     def flush(self) -> None:
-        """Put the file up to date."""
+        """Put the file up to date.
+
+        Raises:
+            OutputExists: somebody else has written it in the meantime, such as another copy of this environment; their file stays.
+        """
         if len(self._rows) > self._written:
+            if not self._written and self.path.exists():
+                raise OutputExists(f"{self.path} was written by another environment: give each a file of its own")
             with replacing(self.path) as file:
                 WRITERS[self.path.suffix](file, self.columns)
             self._written = len(self._rows)

@@ -34,7 +34,8 @@ import typer
 
 from bilevel_gym import checkpoint
 from bilevel_gym.agents import Agent, Run, RunSpec, StopOnSignal
-from bilevel_gym.agents.runs import CHECKPOINT, make_env
+from bilevel_gym.agents.making import make_env
+from bilevel_gym.agents.runs import CHECKPOINT
 from bilevel_gym.objectives import PreferenceMemory, PreferenceObjective
 from bilevel_gym.preferences import PreferenceBuffer
 from bilevel_gym.regularizers import Shannon

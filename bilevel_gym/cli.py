@@ -76,7 +76,7 @@ Id = Annotated[str, typer.Argument(help="A registered id, see [bold]list[/bold];
 def list_(agents: Annotated[bool, typer.Option("--agents", help="The named agents instead of the ids.")] = False) -> None:
     """List the registered problems, or the named agents."""
     if agents:
-        from bilevel_gym.agents.runs import RECIPES
+        from bilevel_gym.agents.making import RECIPES
 
         table = Table("agent", "what it is", box=SIMPLE_HEAD)
         for name, recipe in RECIPES.items():
@@ -224,7 +224,7 @@ def check(
     """Check that an environment keeps Gymnasium's contract, and this package's."""
     from gymnasium.utils.env_checker import check_env
 
-    from bilevel_gym.agents.runs import make_env
+    from bilevel_gym.agents.making import make_env
     from bilevel_gym.testing import check_bilevel_env
     from bilevel_gym.testing.environment import EXPECTED_ADVICE
 

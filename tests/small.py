@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from bilevel_gym.agents.runs import RECIPES, make_agent, make_env
+from bilevel_gym.agents.making import RECIPES, make_agent, make_env
 from bilevel_gym.registration import CATALOGUE
 
 __all__ = ["small_agent", "small_env"]

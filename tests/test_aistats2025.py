@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilevel_gym import agents
-from bilevel_gym.agents.runs import make_agent
+from bilevel_gym.agents.making import make_agent
 from bilevel_gym.cli import _options
 from bilevel_gym.envs import PIXELS, atari_preference
 from bilevel_gym.errors import InvalidProblem

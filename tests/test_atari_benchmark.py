@@ -12,7 +12,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from bilevel_gym.agents.runs import make_agent
+from bilevel_gym.agents.making import make_agent
 from bilevel_gym.errors import UnsupportedProblem
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

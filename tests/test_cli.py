@@ -25,8 +25,9 @@ import bilevel_gym
 from bilevel_gym import checkpoint
 from bilevel_gym.agents import CSVLogger, StopOnSignal, m_sobirl, together
 from bilevel_gym.agents.evaluation import evaluate_env, evaluate_policy
+from bilevel_gym.agents.making import RECIPES, make_env
 from bilevel_gym.agents.plotting import plot_runs, read_metrics, smooth
-from bilevel_gym.agents.runs import RECIPES, Run, RunSpec, make_env
+from bilevel_gym.agents.runs import Run, RunSpec
 from bilevel_gym.cli import app
 from bilevel_gym.envs import BilevelEnv
 from bilevel_gym.errors import CheckpointError, OutputExists, UnsupportedProblem

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bilevel_gym.agents import Evaluator, together
-from bilevel_gym.agents.runs import RECIPES
+from bilevel_gym.agents.making import RECIPES
 from bilevel_gym.registration import CATALOGUE
 from tests.small import small_agent, small_env
 

@@ -197,7 +197,7 @@ NUMBERS = st.sampled_from([-1, 0, 1, 2, 5, 0.5, 1.5, float("nan"), float("inf"),
 def test_wild_arguments_are_refused_or_work(arguments: dict[str, Any]) -> None:
     """Without it an environment could be made of numbers that make no problem, and fail in the middle of a run."""
     try:
-        env = agents.runs.make_env("bilevel/RandomMDP-v0", {"states": 3, "actions": 2, "dimension": 2, **arguments})
+        env = agents.making.make_env("bilevel/RandomMDP-v0", {"states": 3, "actions": 2, "dimension": 2, **arguments})
     except BilevelError:
         return
     env.reset(seed=0)

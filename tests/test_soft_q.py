@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bilevel_gym  # noqa: F401
-from bilevel_gym.agents.runs import RECIPES, make_agent
+from bilevel_gym.agents.making import RECIPES, make_agent
 from bilevel_gym.envs import ProblemOracle, wrap_env
 from bilevel_gym.errors import InvalidProblem, UnknownName, UnsupportedProblem
 from bilevel_gym.hypergradients import ScoreFunction

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bilevel_gym import BilevelEnv, BilevelProblem
-from bilevel_gym.agents.runs import make_env
+from bilevel_gym.agents.making import make_env
 from bilevel_gym.errors import CannotRender, InvalidProblem, MissingExtra, UnknownName, UnsupportedProblem
 from bilevel_gym.objectives import SampledReturn
 from bilevel_gym.regularizers import Shannon

@@ -23,7 +23,7 @@ from mkdocs.utils import get_relative_url
 from PIL import Image
 
 import bilevel_gym
-from bilevel_gym.agents.runs import RECIPES
+from bilevel_gym.agents.making import RECIPES
 from bilevel_gym.registration import CATALOGUE, Entry
 
 ROOT = Path(__file__).parents[2]

@@ -97,7 +97,9 @@ def test_open_grid_connects_two_corners():
     [
         (lambda: Grid(("..", "...")), "lengths"),
         (lambda: Grid(("##",)), "no cell"),
-        (lambda: Grid(("..",), ()), "no directions"),
+        (lambda: Grid(("..",), ()), "one action at least"),
+        (lambda: Grid(("..",), ((0, 1, 0),)), r"\(rows, columns\)"),
+        (lambda: GridWorld(["S.G"], 0.9, goals=()), "empty sequence"),
         (lambda: Grid(("#.",)).state(0, 0), "is not a cell"),
         (lambda: GridWorld(["..G"], 0.9), "marked"),
         (lambda: GridWorld(["S.G"], 0.9, rewards={"~": 1.0}), "marked"),

@@ -13,6 +13,7 @@ from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import FrameStacks
 from bilevel_gym.hypergradients import Exact, GivenCritic, RidgeCritic, ScoreFunction, ScoreState, score_function
+from bilevel_gym.hypergradients.sensitivities import limited
 from bilevel_gym.numerics import rewards_of
 from bilevel_gym.preferences import concatenate, take
 from bilevel_gym.solvers import SoftPolicyIteration
@@ -268,6 +269,18 @@ def test_clip_and_delay():
     after, _ = late(oracle, x, response, oracle.evaluate(x, response), state)
     assert float(before.implicit.norm()) == 0.0
     assert float(after.implicit.norm()) > 0.0
+
+
+def test_the_clip_shortens_what_is_long_and_nothing_else():
+    """A clip that also lengthened would make noise of an implicit part that is small; without a direct part there is nothing to compare with."""
+    direct, long = torch.tensor([3.0, -4.0]), torch.tensor([40.0, 30.0])
+    objective = SimpleNamespace()
+    torch.testing.assert_close(limited(long, direct, 2.0, objective), torch.tensor([8.0, 6.0]))
+    for given in (0.01 * long, 0.2 * long, 0.0 * long):
+        torch.testing.assert_close(limited(given, direct, 2.0, objective), given)
+    assert torch.equal(limited(0.0 * long, 0.0 * direct, 2.0, objective), 0.0 * long)
+    assert limited(long, direct, None, objective) is long
+    assert limited(long, 0.0 * direct, 2.0, SimpleNamespace(direct=False)) is long
 
 
 def test_skipped_pairs_count_as_zero():

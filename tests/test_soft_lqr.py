@@ -170,6 +170,10 @@ def test_refusals():
     for arguments, words in (
         (([[1.2]], one, one, one, 0.9), "doing nothing"),
         ((one, [[1.0], [1.0]], one, one, 0.9), "shapes"),
+        ((one, [1.0], one, one, 0.9), "shapes"),
+        ((0.5, one, one, one, 0.9), "shapes"),
+        ((one, [[]], one, one, 0.9), "shapes"),
+        ((one, one, one, one, "0.9"), "discount is '0.9'"),
         ((one, one, [[-1.0]], one, 0.9), "noise is not a covariance"),
         ((one, one, one, one, 1.0), "discount is 1.0"),
     ):

@@ -21,7 +21,7 @@ from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import LinearReward
 from bilevel_gym.solvers import SoftPolicyIteration, SoftValueIteration
 from bilevel_gym.types import MDP
-from bilevel_gym.worlds import GridWorld, SparseTransition, TabularWorld, chain, four_rooms, open_grid
+from bilevel_gym.worlds import ControlledWorld, GridWorld, SparseTransition, TabularWorld, chain, four_rooms, open_grid
 from tests import problems
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
@@ -271,6 +271,25 @@ def test_a_reward_that_is_not_finite_is_refused(solver):
     for problem in (sparse, dense):
         with pytest.raises(InvalidProblem, match="not finite"):
             solver.solve(problem, torch.full((5,), torch.nan, dtype=torch.float64))
+
+
+def test_worlds_are_stacked_where_all_have_a_true_reward_or_none():
+    """One world's true reward must not become that of the others, nor be lost in silence."""
+    table, paid = np.full((2, 1, 2), 0.5), np.ones((2, 1))
+
+    def kernel(x):
+        return torch.full((*x.shape[:-1], 2, 1, 2), 0.5, dtype=x.dtype)
+
+    for make in (
+        lambda reward: TabularWorld(table, [1.0, 0.0], 0.9, true_reward=reward),
+        lambda reward: ControlledWorld(kernel, [0.0], [1.0, 0.0], 0.9, true_reward=reward),
+    ):
+        both, one = [make(paid), make(paid)], [make(None), make(paid)]
+        assert type(both[0]).stack(both).true_reward.shape == (2, 2, 1)
+        assert type(both[0]).stack([one[0], one[0]]).true_reward is None
+        for worlds in (one, one[::-1]):
+            with pytest.raises(InvalidProblem, match="1 of 2 worlds have a true_reward"):
+                type(worlds[0]).stack(worlds)
 
 
 def test_stacked_worlds_keep_their_numbers():

@@ -341,6 +341,16 @@ def test_refuses_what_does_not_fit() -> None:
         VectorWorld("Walk-v0", 1.0, horizon=10)
     with pytest.raises(InvalidProblem, match="horizon"):
         VectorWorld("Walk-v0", 0.9, horizon=0)
+    with pytest.raises(InvalidProblem, match="whole number"):
+        VectorWorld("Walk-v0", 0.9, horizon="3")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="sync"):
+        VectorWorld("Walk-v0", 0.9, horizon=3, vectorization="threads")  # type: ignore[arg-type]
+    world, sizes = VectorWorld("Walk-v0", 0.9, horizon=3), {"trajectories": 1, "steps": 1}
+    for name in sizes:
+        with pytest.raises(InvalidProblem, match=f"{name} is 0"):
+            world.rollout(world.uniform(), generator=seeded(0), **{**sizes, name: 0})
+    with pytest.raises(InvalidProblem, match="num_envs is 0"):
+        world.open(0, 0)
 
 
 def test_finitely_many_actions() -> None:

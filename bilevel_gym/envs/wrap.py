@@ -21,13 +21,13 @@ from bilevel_gym.regularizers import Shannon
 from bilevel_gym.rewards import CNNReward, EnvironmentReward, FeatureReward, RewardTerms, network_for
 from bilevel_gym.types import LowerSolver, RewardModel, Trajectory, UpperObjective
 from bilevel_gym.worlds import AtariWorld, VectorWorld, mujoco_world
+from bilevel_gym.worlds.vector import Vectorization
 
 __all__ = ["wrap_env"]
 
 OF_VECTORS = ("num_envs", "vectorization_mode", "max_episode_steps")
 """Arguments in the spec of a vector environment that a single one does not take from it."""
 
-Vectorization = Literal["sync", "async"]
 Maker = str | Callable[..., gym.Env[Any, Any]]
 Reward = RewardModel | Callable[[Any, Tensor], Tensor] | Literal["network", "linear", "terms", "environment"]
 Objective = UpperObjective | Mapping[str, Any] | Callable[[Trajectory], Tensor] | Literal["preference", "return"]

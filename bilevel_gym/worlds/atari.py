@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, require
 from bilevel_gym.frames import FrameStacks
 from bilevel_gym.worlds.atari_game import SEEDS, STACK, AtariGame, rom_of
@@ -71,6 +72,7 @@ class AtariWorld(SimulatedWorld):
     """A."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_times(self.discount, self.horizon)
         if self.frame_skip < 1 or min(self.noops, self.threads) < 0 or not 0.0 <= self.sticky <= 1.0:
             raise InvalidProblem("frame_skip must be positive, noops and threads not negative, and sticky a probability")

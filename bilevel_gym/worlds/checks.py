@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import Transitions, push_forward
 
-__all__ = ["check_discount", "check_map", "check_rows", "check_start", "check_true_reward", "check_ways", "check_weights"]
+__all__ = ["check_counts", "check_discount", "check_map", "check_rows", "check_start", "check_true_reward", "check_ways", "check_weights"]
 
 CERTAIN = 1e-12
 """Probabilities below it are rounding."""
@@ -115,6 +116,13 @@ def _closure(states: np.ndarray, further: Callable[[np.ndarray], np.ndarray]) ->
     return states
 
 
+def check_counts(**counts: int) -> None:
+    """Refuse a number of copies, trajectories or steps that is not positive."""
+    for name, count in counts.items():
+        if count < 1:
+            raise InvalidProblem(f"{name} is {count}: it must be at least 1")
+
+
 def check_weights(weights: Tensor) -> Tensor:
     """Refuse what are no weights of contexts: [C] → [C]."""
     if weights.ndim != 1 or not len(weights) or not bool((weights > 0).all()) or not abs(float(weights.sum()) - 1.0) < 1e-8:
@@ -126,6 +134,6 @@ def check_weights(weights: Tensor) -> Tensor:
 
 def check_discount(discount: float) -> float:
     """Refuse γ outside of [0, 1)."""
-    if not 0.0 <= discount < 1.0:
-        raise InvalidProblem(f"discount is {discount}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")
+    if not (isinstance(discount, Real) and 0.0 <= discount < 1.0):
+        raise InvalidProblem(f"discount is {discount!r}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")
     return float(discount)

@@ -10,7 +10,7 @@ from torch import Tensor
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike, as_table, stack_functions, vjp
 from bilevel_gym.types import Places, Trajectory
-from bilevel_gym.worlds.tabular import TabularWorld
+from bilevel_gym.worlds.tabular import TabularWorld, stack_tables
 
 __all__ = ["ControlledWorld"]
 
@@ -61,19 +61,18 @@ class ControlledWorld(TabularWorld):
         """Worlds of one size as a batch: one kernel for all.
 
         Raises:
-            InvalidProblem: their discounts or contexts differ.
+            InvalidProblem: their discounts or contexts differ, or only some have a true reward.
             UnsupportedProblem: their kernels cannot be stacked.
         """
         first = worlds[0]
         if any(world.discount != first.discount or world.followers != first.followers for world in worlds):
             raise InvalidProblem("worlds are stacked where they have one discount and the same contexts: make them alike")
-        rewards = [world.true_reward for world in worlds if world.true_reward is not None]
         return cls(
             stack_functions([world.kernel for world in worlds]),
             first.example,
             torch.stack([world.start for world in worlds]),
             first.discount,
-            true_reward=torch.stack(rewards) if rewards else None,
+            true_reward=stack_tables(worlds, "true_reward"),
             context_weights=first.context_weights,
             device=first.start.device,
         )

@@ -67,8 +67,10 @@ class Grid:
         free = np.array([[symbol != "#" for symbol in row] for row in self.rows])
         if not free.any():
             raise InvalidProblem("the map has no cell: every character of it is a wall, '#'")
-        if not self.directions:
-            raise InvalidProblem("there are no directions: give one action at least, such as (0, 1) for a step to the right")
+        if not self.directions or any(len(direction) != 2 for direction in self.directions):
+            raise InvalidProblem(
+                f"the directions are {self.directions}: give one action at least, (rows, columns), such as (0, 1) for a step to the right"
+            )
         cells = np.argwhere(free)
         number = np.full(free.shape, -1)
         number[free] = np.arange(len(cells))
@@ -153,6 +155,8 @@ class GridWorld(TabularWorld):
     ) -> None:
         self.grid = Grid(tuple(rows.split() if isinstance(rows, str) else rows), tuple(directions))
         states, actions = self.grid.moves.shape
+        if not (isinstance(goals, str) or goals):
+            raise InvalidProblem("goals is an empty sequence, which makes no context: '' is for a world without goals")
         ends = np.stack([self.grid.marked(marks) for marks in ([goals] if isinstance(goals, str) else goals)]).astype(np.float64)
         table = np.zeros(states)
         for mark, reward in (rewards or {}).items():

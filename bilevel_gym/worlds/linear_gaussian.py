@@ -10,6 +10,7 @@ from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.linear_quadratic import GaussianFeedback
 from bilevel_gym.numerics import ArrayLike, as_table
 from bilevel_gym.types import Policy, Trajectory
+from bilevel_gym.worlds.checks import check_discount
 
 __all__ = ["LinearGaussianWorld"]
 
@@ -44,18 +45,16 @@ class LinearGaussianWorld:
     ) -> None:
         self.state_matrix, self.action_matrix = as_table(state_matrix, device), as_table(action_matrix, device)
         self.noise, self.start = as_table(noise, device), as_table(start, device)
-        size = len(self.state_matrix)
-        shapes = [tuple(matrix.shape) for matrix in (self.state_matrix, self.action_matrix[:, :1], self.noise, self.start)]
-        if shapes != [(size, size), (size, 1), (size, size), (size, size)]:
+        shapes = [list(matrix.shape) for matrix in (self.state_matrix, self.action_matrix, self.noise, self.start)]
+        size, actions = (next(iter(reversed(shape)), 0) for shape in shapes[:2])
+        if 0 in (size, actions) or shapes != [[size, size], [size, actions], [size, size], [size, size]]:
             raise InvalidProblem(
-                f"A, a column of B, W and S₀ have the shapes {shapes}: with n states they are [n, n], [n, 1], [n, n], [n, n]"
+                f"A, B, W and S₀ have the shapes {shapes}: with n states and m actions they are [n, n], [n, m], [n, n], [n, n]"
             )
         for name, covariance in (("noise", self.noise), ("start", self.start)):
             if not bool(covariance.isfinite().all()) or not torch.equal(covariance, covariance.mT) or _least(covariance) < -1e-12:
                 raise InvalidProblem(f"{name} is not a covariance: make it symmetric, with eigenvalues that are not negative")
-        if not 0.0 <= discount < 1.0:
-            raise InvalidProblem(f"discount is {discount}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")
-        self.discount = float(discount)
+        self.discount = check_discount(discount)
         radius = float(torch.linalg.eigvals(self.state_matrix).abs().max())
         if not discount**0.5 * radius < 1.0:
             raise InvalidProblem(

@@ -18,6 +18,7 @@ from bilevel_gym.numerics import draw_seed
 from bilevel_gym.types import Places, Policy, Trajectory
 from bilevel_gym.worlds.actions import BoxActions, Choices, action_kind
 from bilevel_gym.worlds.branching import Copies
+from bilevel_gym.worlds.checks import check_counts
 from bilevel_gym.worlds.policies import LinearPolicy, SoftmaxPolicy, UniformChoice, UniformPolicy
 from bilevel_gym.worlds.simulation import Simulation, VectorEnv, as_observations
 from bilevel_gym.worlds.snapshots import Momentary
@@ -49,6 +50,7 @@ class SimulatedWorld:
             seed: of the resets; the same seed and actions give the same episodes.
             render_mode: how ``simulation.env.render()`` draws the copies, which then are stepped in turn; None does not draw.
         """
+        check_counts(num_envs=num_envs)
         env = self._copies(num_envs, render_mode=render_mode) if render_mode else self._vector(num_envs, self.horizon)
         simulation = Simulation(env, torch.device(self.device), self.terms)
         simulation.reset(seed)
@@ -70,6 +72,7 @@ class SimulatedWorld:
             states [N, T, *observation] (pixels as ``FrameStacks``), actions [N, T, action] or [N, T], alive [N, T], true rewards [N, T]
             (0 where not alive; states and actions stand still there), seeds [N], terms [N, T, K] where there are names. Cost: N·T environment steps, and T calls of the policy.
         """
+        check_counts(trajectories=trajectories, steps=steps)
         if trajectories not in self._pool or self._pool[trajectories].closed:
             self._pool[trajectories] = self._vector(trajectories, self.horizon + 1)  # so that nobody starts anew at the end
         simulation = Simulation(self._pool[trajectories], torch.device(self.device), self.terms)

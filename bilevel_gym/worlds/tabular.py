@@ -11,10 +11,10 @@ from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.numerics import ArrayLike, Transitions, as_table, dense
 from bilevel_gym.transitions import SparseTransition
 from bilevel_gym.types import Places, Trajectory
-from bilevel_gym.worlds.checks import check_discount, check_rows, check_start, check_true_reward, check_ways, check_weights
+from bilevel_gym.worlds.checks import check_counts, check_discount, check_rows, check_start, check_true_reward, check_ways, check_weights
 from bilevel_gym.worlds.playing import play, play_on
 
-__all__ = ["TabularWorld"]
+__all__ = ["TabularWorld", "stack_tables"]
 
 
 class TabularWorld:
@@ -71,7 +71,7 @@ class TabularWorld:
         """Worlds of one size as a batch: tables with a leading axis B.
 
         Raises:
-            InvalidProblem: their sizes, discounts or contexts differ, or P depends on x.
+            InvalidProblem: their sizes, discounts or contexts differ, only some have a true reward, or P depends on x.
         """
         first = worlds[0]
         for world in worlds:
@@ -81,15 +81,12 @@ class TabularWorld:
                     "worlds are stacked where they have one size, one discount and the same contexts, and P does not depend on x: make them alike, or use vectorization_mode='sync'"
                 )
 
-        def tables(name: str) -> Tensor | None:
-            return None if getattr(first, name) is None else torch.stack([getattr(world, name) for world in worlds])
-
         return TabularWorld(
             _stacked([world.transition for world in worlds]),
-            tables("start"),
+            stack_tables(worlds, "start"),
             first.discount,
-            tables("termination"),
-            true_reward=tables("true_reward"),
+            stack_tables(worlds, "termination"),
+            true_reward=stack_tables(worlds, "true_reward"),
             context_weights=first.context_weights,
             device=first.start.device,
         )
@@ -136,6 +133,7 @@ class TabularWorld:
 
     def rollout(self, policy: Tensor, *, trajectories: int, steps: int, generator: torch.Generator) -> Trajectory:
         """Play a policy [S, A] from ρ (see ``play``); with contexts, [C, S, A], each trajectory draws its follower by the weights."""
+        check_counts(trajectories=trajectories)
         if self.context_weights is None:
             return play(self.transition, self.start, self.true_reward, policy, trajectories, steps, generator)
         contexts = torch.multinomial(self.context_weights, trajectories, replacement=True, generator=generator)
@@ -163,6 +161,18 @@ class TabularWorld:
         """Logits drawn from N(0, 2²) in every state: from nearly uniform to nearly greedy rows. [S, A]."""
         logits = torch.randn(self.states, self.actions, generator=generator, dtype=self.transition.dtype, device=self.transition.device)
         return torch.softmax(2.0 * logits, -1)
+
+
+def stack_tables(worlds: Sequence[TabularWorld], name: str) -> Tensor | None:
+    """An attribute of many worlds with a leading axis B; None where none has it.
+
+    Raises:
+        InvalidProblem: only some have it.
+    """
+    found = [table for world in worlds if (table := getattr(world, name)) is not None]
+    if len(found) not in (0, len(worlds)):
+        raise InvalidProblem(f"{len(found)} of {len(worlds)} worlds have a {name}: give one to each that is stacked, or to none")
+    return torch.stack(found) if found else None
 
 
 def _stacked(transitions: Sequence[Transitions]) -> Transitions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -14,13 +14,16 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from torch import Tensor
 
-from bilevel_gym.arguments import check_call, spec_of
+from bilevel_gym.arguments import check_call, check_names, check_numbers, spec_of
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.worlds.simulated import SimulatedWorld, check_times
 from bilevel_gym.worlds.simulation import VectorEnv
 from bilevel_gym.worlds.snapshots import keeps
 
-__all__ = ["Endless", "VectorWorld"]
+__all__ = ["Endless", "VectorWorld", "Vectorization"]
+
+Vectorization = Literal["sync", "async"]
+"""How copies are stepped: in turn, or each in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class VectorWorld(SimulatedWorld):
     endless: bool = False
     terms: tuple[str, ...] = ()
     env_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
-    vectorization: Literal["sync", "async"] = "sync"
+    vectorization: Vectorization = "sync"
     device: str | torch.device = "cpu"
     observation_shape: tuple[int, ...] = field(init=False, compare=False)
     """[observation], or [stack, height, width]."""
@@ -76,7 +79,9 @@ class VectorWorld(SimulatedWorld):
     """A, where actions are finitely many; the three above do not exist then."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_times(self.discount, self.horizon)
+        check_names("vectorization", [self.vectorization], get_args(Vectorization))
         given = _fixed_length(spec_of(self.env)) if isinstance(self.env, str) else {}
         arguments = {**given, **dict(self.env_kwargs)}
         self._set(env_kwargs=tuple(sorted(arguments.items())), device=torch.device(self.device))

@@ -309,6 +309,10 @@ def test_ridge_critic_finds_a_signal_and_ignores_noise():
     assert float(torch.corrcoef(torch.stack([found, torch.tanh(probe[:, 0])]))[0, 1]) > 0.95
     noise = critic.evaluate(critic.fit(None, fragments, torch.randn(tuples, generator=generator), generator), probe, still)
     assert float(noise.std()) < 0.1 < float(found.std())
+    for count, flat in ((4, True), (300, False)):  # with fewer than five tuples there is no fifth to choose the penalty on
+        few = take(fragments, slice(count))
+        fitted = RidgeCritic(penalties=(1.0, 1e8)).fit(None, few, signal[:count], generator)
+        assert (float(fitted.weights.norm()) < 1e-3) == flat
 
 
 @pytest.mark.parametrize("pixels", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def check_weights(weights: Tensor) -> Tensor:
     return weights
 
 
-def check_discount(discount: float) -> float:
+def check_discount(discount: Any) -> float:
     """Refuse γ outside of [0, 1)."""
     if not (isinstance(discount, Real) and 0.0 <= discount < 1.0):
         raise InvalidProblem(f"discount is {discount!r}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")

@@ -135,6 +135,6 @@ def check_weights(weights: Tensor) -> Tensor:
 
 def check_discount(discount: Any) -> float:
     """Refuse γ outside of [0, 1)."""
-    if not (isinstance(discount, Real) and 0.0 <= discount < 1.0):
+    if not isinstance(discount, Real) or not 0.0 <= float(discount) < 1.0:
         raise InvalidProblem(f"discount is {discount!r}: it must be in [0, 1), the lower level has an infinite horizon; use e.g. 0.99")
     return float(discount)

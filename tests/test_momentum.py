@@ -87,6 +87,15 @@ def test_the_recursion_in_numbers():
         np.testing.assert_allclose(estimate.value, estimate.direct + estimate.implicit)
 
 
+def test_the_followers_warm_start_is_not_kept():
+    """π_{k−1} is asked again, not its replay: that would be a million transitions more in memory, and in each checkpoint."""
+    oracle = ProblemOracle(problems.preference(0), SOLVER, torch.Generator())
+    response = replace(SOLVER.start(oracle.problem), state=["a replay"])
+    _, state = Momentum(Counting())(oracle, torch.zeros(1), response, None, Momentum(Counting()).init(oracle))
+    assert state.response.policy is response.policy
+    assert state.response.state is None
+
+
 def test_the_samples_stand_for_those_of_the_policy_before():
     """π_k has played, π_{k−1} is wanted, and only with the correction: the other way round the bias would double."""
     seen = []

@@ -319,6 +319,19 @@ def test_counts_and_continues() -> None:
     assert fewer.steps == 9
 
 
+def test_another_number_of_copies_starts_new_episodes() -> None:
+    """Without it a warm start from two copies would be stepped as if it were four, or its moments be given to the wrong ones."""
+    problem = pendulum()
+    x = problem.reward.initial(seeded(0))
+    warm = SMALL.solve(problem, x, generator=seeded(1))
+    assert warm.state.moment is not None
+    for state in (warm.state, checkpoint.unpack(checkpoint.pack(warm.state))):
+        wider = replace(SMALL, num_envs=4).solve(problem, x, warm=replace(warm, state=state), generator=seeded(2))
+        assert len(wider.state.simulation.observations) == 4
+        assert wider.state.replay.written - wider.env_steps == warm.env_steps
+        warm = SMALL.solve(problem, x, generator=seeded(1))
+
+
 def test_what_a_solve_leaves_due_is_made_by_the_next() -> None:
     """Without it solves that are shorter than the time between two updates would never learn, and say nothing of it."""
     problem = pendulum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from bilevel_gym import BilevelProblem
 from bilevel_gym.errors import CheckpointError, InvalidProblem
 from bilevel_gym.frames import FrameStacks
+from bilevel_gym.objectives import PreferenceObjective
 from bilevel_gym.preferences import PreferenceBuffer, load_comparisons, save_comparisons
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.types import Fragments, Trajectory
@@ -223,6 +225,14 @@ def test_a_references_fragments_are_played_beside_the_followers():
     shown = evaluation.fresh.trajectories.rewards.sum(-1).mean()
     assert evaluation.metrics["true_return"] > float(shown) + 1.0
     assert evaluation.metrics["true_return"] == pytest.approx(plain.metrics["true_return"], rel=0.1)
+
+
+def test_a_reference_goes_where_x_lives():
+    """Given as lists it is a table on the CPU, and a world on a GPU could not play it."""
+    objective = PreferenceObjective(length=2, pairs=4, reference=[[0.5, 0.5]])
+    elsewhere = SimpleNamespace(domain=SimpleNamespace(device=torch.device("meta")))
+    assert objective.reference.device.type == "cpu"
+    assert objective.shown(elsewhere, None).device.type == "meta"
 
 
 def test_the_correlation_is_pearsons():

@@ -205,7 +205,9 @@ def test_the_rate_halves_when_it_says():
 
 def test_evaluations_ask_as_the_rate_says():
     """The first one for all that it was told, each later one, of fresh and of chosen pairs, at the rate of its own number."""
-    problem = committee(pairs=8, initial_pairs=20, half_rate=1.5, query=Query("uniform", pairs=5))
+    problem = committee(
+        pairs=8, initial_pairs=20, half_rate=1.5, query=Query("uniform", pairs=5, ratio=10**12)
+    )  # which needs no candidates
     _, _, seen = evaluations(problem, 6)
     due = [20] + [labels_due(8, k, 1.5) + labels_due(5, k, 1.5) for k in range(1, 6)]
     assert [evaluation.comparisons for evaluation in seen] == due

@@ -122,7 +122,7 @@ def test_the_own_tail_is_no_substitute():
         "sa,sad->sd", response.policy, table
     )
     values = []
-    for _ in range(120):
+    for _ in range(300):
         fresh = oracle.evaluate(x, response).fresh
         played = fresh.trajectories
         seen, tail = table[played.states, played.actions], []

@@ -205,6 +205,7 @@ def test_a_best_state_is_gone_on_with(tmp_path: Path) -> None:
     assert again.value == first.value
     again(agent, {"objective": float(first.value or 0.0) + 1.0, "upper_step": 9})
     again(agent, {"gap": 1.0})
+    again(agent.learn(1), {"objective": float("nan"), "upper_step": 10})
     assert checkpoint.load(tmp_path / "best.pt")["step"] == 3
     with pytest.raises(CheckpointError, match="best by objective, and gap was asked for"):
         BestKeeper(tmp_path / "best.pt", "gap")

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -357,6 +359,17 @@ def test_evaluate_policy_has_the_right_standard_error() -> None:
     mean, error = evaluate_policy(world, policy, episodes=4000, generator=torch.Generator().manual_seed(0), steps=10)
     assert error == pytest.approx((10 * 0.75 * 0.25 / 4000) ** 0.5, rel=0.05)
     assert mean == pytest.approx(7.5, abs=4 * error)
+    played = world.rollout(policy, trajectories=2, steps=10, generator=torch.Generator().manual_seed(5))
+    assert played.rewards is not None
+    first, second = played.rewards.sum(-1).tolist()
+    assert first != second
+    few = evaluate_policy(world, policy, episodes=2, generator=torch.Generator().manual_seed(5), steps=10)
+    assert few == pytest.approx((0.5 * (first + second), 0.5 * abs(first - second)))
+    assert np.isnan(evaluate_policy(world, policy, episodes=1, generator=torch.Generator(), steps=10)[1])
+    ending = TabularWorld([[[0.5]]], [1.0], 0.9, [[0.5]], true_reward=[[1.0]])
+    whole = ending.rollout(torch.ones(1, 1, dtype=torch.float64), trajectories=50, steps=8, generator=torch.Generator().manual_seed(5))
+    paid = SimpleNamespace(rollout=lambda *_, **__: replace(whole, rewards=torch.ones(50, 8)))  # a learned reward goes on past the end
+    assert evaluate_policy(paid, None, episodes=50, generator=torch.Generator(), steps=8)[0] == float(whole.alive.sum()) / 50 < 4.0  # type: ignore[arg-type]
     with pytest.raises(UnsupportedProblem, match="no horizon"):
         evaluate_policy(world, policy, episodes=2, generator=torch.Generator())
 

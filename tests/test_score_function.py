@@ -313,6 +313,9 @@ def test_ridge_critic_finds_a_signal_and_ignores_noise():
         few = take(fragments, slice(count))
         fitted = RidgeCritic(penalties=(1.0, 1e8)).fit(None, few, signal[:count], generator)
         assert (float(fitted.weights.norm()) < 1e-3) == flat
+    torch.testing.assert_close(
+        *(critic.evaluate(fitted, torch.full((1, 3), far), still[:1]) for far in (1e2, 1e4))
+    )  # nothing is known there
 
 
 @pytest.mark.parametrize("pixels", [False, True])

@@ -237,6 +237,18 @@ def test_log_density_is_that_of_the_squashed_gaussian() -> None:
     assert bool(log_density(torch.full((1, 1), 300.0), torch.zeros(1, 1), torch.zeros(1, 1)).isfinite().all())
 
 
+def test_policy_is_a_squashed_gaussian_scaled_to_the_box() -> None:
+    """Without it the follower could act by another network than the one that learns, or beside its box."""
+    sizes, observations = (3, 8, 8, 4), 3.0 * torch.randn(50, 3, generator=seeded(0))
+    flat = 3.0 * ActorCritic.initial(Setting(0.9, 0.1, MLP(sizes), MLP((5, 8, 1))), seeded(1), torch.device("cpu")).actor
+    policy = GaussianPolicy(flat, sizes, torch.tensor([-3.0, 1.0]), torch.tensor([-1.0, 5.0]))
+    mean, log_std = module(sizes, flat, 1, 0)(observations).detach().chunk(2, -1)
+    drive = mean + log_std.clamp(-20.0, 2.0).exp() * torch.randn(50, 2, generator=seeded(2))
+    for found, wanted in ((policy.sample(observations, seeded(2)), drive), (policy.mean(observations), mean)):
+        torch.testing.assert_close(found, torch.tensor([-2.0, 3.0]) + torch.tensor([1.0, 2.0]) * torch.tanh(wanted), atol=1e-5, rtol=1e-5)
+        assert bool(((found >= policy.low) & (found <= policy.high)).all())
+
+
 def test_residual_vanishes_at_the_solution() -> None:
     """Without it the certificate could be small where the follower is far from its best response, or large where it is there."""
     setting = Setting(0.5, 0.1, MLP((1, 4, 2)), MLP((2, 4, 1)))

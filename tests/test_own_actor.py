@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +14,11 @@ from bilevel_gym import agents, checkpoint
 from bilevel_gym.envs import ProblemOracle
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients import OwnActorState, Penalty, PenaltyState, SampledPenalty
+from bilevel_gym.hypergradients.own_actor import _earned
 from bilevel_gym.numerics import factorize, gradients, solve_transposed
 from bilevel_gym.testing import enumerated_critic
 from bilevel_gym.testing.hypergradient import compare
-from bilevel_gym.types import Response
+from bilevel_gym.types import Response, Trajectory
 from tests import problems
 from tests.discrete import DISCOUNT, OBJECTIVE, Planner, TablePolicy, point, simulated, table_of, tabular
 from tests.test_penalty import SOLVER, stationary
@@ -79,6 +81,16 @@ def test_gradient_in_x_is_that_of_the_exact_penalty():
     )
     for i, part in enumerate((truth.value, truth.direct, truth.implicit)):
         assert compare(part.numpy(), np.stack(values)[:, i]).p_value > 1e-3, i
+
+
+def test_what_is_earned_ends_where_the_episode_does():
+    """Past an end states stand still and r_x goes on: it must not be counted, nor what γ^t makes small."""
+    alive = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    played = Trajectory(torch.zeros(2, 4, 1), torch.zeros(2, 4, 1), alive)
+    reward = SimpleNamespace(along=lambda x, states, actions: x * torch.ones(alive.shape)[:, : states.shape[1]])
+    for discount, each in ((0.5, (1.875, 1.5)), (0.15, (1.1725, 1.15)), (0.0, (1.0, 1.0))):  # 0.15³ is below .01
+        problem = SimpleNamespace(reward=reward, world=SimpleNamespace(discount=discount))
+        torch.testing.assert_close(_earned(problem, torch.tensor(2.0), played), torch.tensor(sum(each)))
 
 
 def test_first_call_starts_at_the_response():

@@ -74,6 +74,9 @@ def test_the_gain_is_the_riccati_equations(seed):
     rough = Riccati(sweeps=1, tolerance=None).solve(problem, x)
     assert rough.steps == 1
     assert not rough.converged
+    short = Riccati(sweeps=1).solve(problem, x)
+    assert float(short.gap) > 1e-6
+    assert not short.converged
     before = solve_discrete_lyapunov(a.T, state_cost.numpy())  # of K = 0, which the one step improves on
     gain = np.linalg.solve(action_cost.numpy() + b.T @ before @ b, b.T @ before @ a)
     after = state_cost.numpy() + gain.T @ action_cost.numpy() @ gain + (a - b @ gain).T @ before @ (a - b @ gain)

@@ -519,6 +519,11 @@ def test_terms_of_a_step_through_a_hidden_end_are_its_own() -> None:
     played = world.rollout(world.uniform(), trajectories=1, steps=7, generator=seeded(0))
     assert played.terms is not None
     assert played.terms[0, :, 0].tolist() == [1, 2, 3, 1, 2, 3, 1]
+    live = VectorWorld(Bell, 0.9, horizon=7, terms=("sound",)).open(2, 0)
+    found = [live.step(world.uniform().sample(live.observations, seeded(0))) for _ in range(7)]
+    assert [step.terms.tolist() for step in found if step.terms is not None] == [[[n], [n]] for n in (1, 2, 3, 1, 2, 3, 1)]
+    assert [bool(step.terminated.all()) for step in found] == [False, False, True, False, False, True, False]
+    live.close()
 
 
 def test_an_id_may_name_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,8 @@ def main(
         run = train(spec, folder, steps, seconds, solver)
         bilevel: Any = run.bilevel
         decided = int((bilevel._memory.held_out.outcome != 0.5).sum()) if bilevel._memory.held_out is not None else 0
-        curves[name] = rows = []
+        arm = f"{name}, clip {clip:g}" if clip and name == "sobirl" else name
+        curves[arm] = rows = []
         for row in rows_of(folder):
             low, high = interval(row["accuracy_held_out"], decided) if decided else (nan, nan)
             rows.append(
@@ -257,7 +258,7 @@ def main(
                 | {"low": low, "high": high}
                 | {key: row.get(key, nan) for key in (*AFTER, *QUANTILES, *PARTS)}
             )
-        write(output / f"{game}-{name}.csv", rows)
+        write(output / f"{game}-{arm.replace(', ', '-').replace(' ', '')}.csv", rows)
         draw(curves, output / f"{game}.png", game)
         if not pairs:
             continue

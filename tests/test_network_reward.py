@@ -136,6 +136,8 @@ def test_one_node_is_the_layers_one_by_one(rows: int, hidden: tuple[int, ...], b
         leaves = [part.clone().requires_grad_(name in by) for name, part in (("inputs", inputs), ("parameters", flat))]
         outputs = network(0.01, shapes, *leaves)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        with torch.no_grad():
+            assert torch.equal(network(0.01, shapes, *leaves), outputs)
         first = torch.autograd.grad(outputs, wanted, cotangent, retain_graph=True)
         again = torch.autograd.grad((outputs**2).mean(), wanted, create_graph=True)
         second = torch.autograd.grad(sum((part**2).sum() for part in again), wanted)

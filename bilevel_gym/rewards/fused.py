@@ -38,9 +38,12 @@ def leaky_perceptron(slope: float, shapes: Sequence[tuple[int, ...]], inputs: Te
     Returns:
         [n, out], or [B, n, out].
     """
-    network = _Fused.apply if _fits(flat) else plain_perceptron
-    outputs: Tensor = network(slope, shapes, inputs, flat)
-    return outputs
+    if not _fits(flat):
+        return plain_perceptron(slope, shapes, inputs, flat)
+    if torch.is_grad_enabled() and (flat.requires_grad or inputs.requires_grad):
+        outputs: Tensor = _Fused.apply(slope, shapes, inputs, flat)  # type: ignore[no-untyped-call]
+        return outputs
+    return _forward(slope, _views(flat, shapes), inputs)[-1]
 
 
 def plain_perceptron(slope: float, shapes: Sequence[tuple[int, ...]], inputs: Tensor, flat: Tensor) -> Tensor:
@@ -76,13 +79,10 @@ class _Fused(Function):
     @staticmethod
     def forward(ctx: Any, slope: float, shapes: Sequence[tuple[int, ...]], inputs: Tensor, flat: Tensor) -> Tensor:
         parameters = _views(flat, shapes)
-        weights, biases = parameters[::2], parameters[1::2]
-        units = [inputs]
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            units.append(_product(units[-1], weight, bias, slope))
+        *units, outputs = _forward(slope, parameters, inputs)
         ctx.slope, ctx.shapes = slope, shapes
-        ctx.save_for_backward(flat, *weights, *units)
-        return _product(units[-1], weights[-1], biases[-1])
+        ctx.save_for_backward(flat, *parameters[::2], *units)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,6 +105,14 @@ class _Fused(Function):
             if wanted[1]:
                 gradients[:0] = [_over_rows(above, units[layer]).flatten(), above.sum(0)]
         return (None, None, cotangent if wanted[0] else None, torch.cat(gradients) if wanted[1] else None)
+
+
+def _forward(slope: float, parameters: Sequence[Tensor], inputs: Tensor) -> list[Tensor]:
+    """The inputs of each layer, and the outputs."""
+    units = [inputs]
+    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        units.append(_product(units[-1], weight, bias, slope))
+    return [*units, _product(units[-1], parameters[-2], parameters[-1])]
 
 
 def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

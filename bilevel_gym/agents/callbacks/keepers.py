@@ -15,7 +15,7 @@ from bilevel_gym.errors import CheckpointError, InvalidProblem, UnknownName
 __all__ = ["BestKeeper", "Checkpointer"]
 
 LARGER_IS_BETTER = ("return", "value", "accuracy", "r2", "separation")
-"""The last words of metrics of which more is better, where nobody says so; of all others, less is."""
+"""Words in the names of metrics of which more is better, where nobody says so; of all others, less is."""
 
 
 class Checkpointer:

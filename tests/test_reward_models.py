@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from bilevel_gym import checkpoint
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.frames import FrameStacks
-from bilevel_gym.rewards import AllActionsReward, CNNReward, DiscreteMLPReward, MLPReward, NetworkReward, network, network_for, pixels
+from bilevel_gym.rewards import (
+    AllActionsReward,
+    CNNReward,
+    DiscreteMLPReward,
+    FeatureReward,
+    MLPReward,
+    NetworkReward,
+    network,
+    network_for,
+    pixels,
+)
 from bilevel_gym.rewards.convolutions import BatchNormalized
 from bilevel_gym.rewards.normalizer import Moments
 from bilevel_gym.types import AllActions, Buffered, RewardModel
@@ -302,6 +312,16 @@ def test_many_frames_and_shared_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(reward.along(x, shared, actions), whole)  # type: ignore[arg-type]
 
 
+def test_a_batch_is_normalized_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken in parts each would have statistics of its own, and ∇l would depend on how large a part is."""
+    kind = Kind(lambda: CNNReward(ACTIONS, norm="batch", **SMALL), pixel_pairs)
+    reward = kind.make()
+    x, (frames, actions) = moved(reward), kind.pairs(10)
+    whole = reward.training(generator()).along(x, frames, actions)
+    monkeypatch.setattr(pixels, "PART", 4)
+    torch.testing.assert_close(reward.training(generator()).along(x, frames, actions), whole)
+
+
 def test_measured_statistics_are_those_of_the_batch() -> None:
     """Over the frames that were measured, evaluation must be what training without dropout is."""
     kind = Kind(lambda: CNNReward(ACTIONS, norm="batch", **SMALL), pixel_pairs)
@@ -372,6 +392,23 @@ def test_network_for_fits_the_world(world, kind: type[NetworkReward], dimension:
     reward = network_for(SimpleNamespace(**{"observation_shape": shape, "device": "cpu", **world}), hidden=(8,), members=2)
     assert type(reward) is kind
     assert reward.dimension == 2 * dimension
+
+
+def test_behind_convolutions_is_the_last_of_the_widths() -> None:
+    """There is one hidden layer there: of two widths the first would be another network."""
+    world = SimpleNamespace(observation_shape=(4, 84, 84), action_count=4, device="cpu")
+    assert network_for(world, hidden=(16, 8)).dimension == network_for(world, hidden=(8,)).dimension == 14208 + 785 * 8 + 9 * 4
+
+
+def test_features_of_a_population_are_weighed_by_each_member() -> None:
+    """x of one member with the features of another would be a reward that nobody has."""
+    reward = FeatureReward(lambda states, actions: torch.cat([states, actions], -1), 5)
+    source = generator()
+    x, states, actions = (torch.randn(shape, generator=source) for shape in ((2, 5), (2, 3, 4), (2, 3, 1)))
+    together, shared = reward.along(x, states, actions), reward.along(x, states[:1], actions[:1])
+    for member in range(2):
+        torch.testing.assert_close(together[member], reward.along(x[member], states[member], actions[member]))
+        torch.testing.assert_close(shared[member], reward.along(x[member], states[0], actions[0]))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from bilevel_gym.agents.plotting import plot_runs, read_metrics, smooth
 from bilevel_gym.agents.runs import Run, RunSpec
 from bilevel_gym.cli import app
 from bilevel_gym.envs import BilevelEnv
-from bilevel_gym.errors import CheckpointError, OutputExists, UnsupportedProblem
+from bilevel_gym.errors import CheckpointError, InvalidProblem, OutputExists, UnsupportedProblem
 from bilevel_gym.solvers import SoftPolicyIteration
 from bilevel_gym.worlds import TabularWorld
 from tests import problems
@@ -508,6 +508,20 @@ def test_garbage_in_the_metrics_is_refused(tmp_path: Path) -> None:
     assert "not a table of metrics" in refused(run_cli("train", ID, "--steps", 4, "--output", tmp_path / "run", "--resume"))
 
 
+@needs_matplotlib
+def test_one_run_and_one_metric_may_be_named_as_they_are(finished: Path, tmp_path: Path) -> None:
+    """A name in the place of a list of one would be taken letter by letter; nothing, and garbage, are named."""
+    figure = plot_runs(str(finished), metrics="gap")
+    assert [len(axes.lines) for axes in figure.axes] == [1]
+    with pytest.raises(InvalidProblem, match="no folder of a run"):
+        plot_runs([])
+    for content in (b"upper_step,gap\n1,many\n", b"\x89PNG\xff\n"):
+        (tmp_path / "metrics.csv").write_bytes(content)
+        with pytest.raises(CheckpointError, match="is not a table of metrics"):
+            plot_runs(tmp_path)
+
+
+@needs_matplotlib
 def test_a_picture_needs_a_suffix(tmp_path: Path) -> None:
     """`-o curves` must not write another file than the one that was named."""
     train(tmp_path / "run", 2)

@@ -53,29 +53,36 @@ def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:
         name → [steps]. A last row that a kill cut short is left out.
 
     Raises:
-        CheckpointError: the folder holds no metrics.
+        CheckpointError: the folder holds no metrics, or no table of numbers.
     """
     path = Path(folder) / METRICS
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {METRICS}: give the folder of a run, such as the --output of a training")
-    columns, *rows = list(csv.reader(line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))) or [[]]
-    table = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows if len(row) == len(columns)], dtype=np.float64)
+    try:
+        columns, *rows = list(csv.reader(line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))) or [[]]
+        table = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows if len(row) == len(columns)], dtype=np.float64)
+    except ValueError as error:  # text where a number belongs, or no text at all
+        raise CheckpointError(f"{path} is not a table of metrics ({error}): give the folder of a run") from error
     if not table.size:
         raise CheckpointError(f"{path} has no rows yet: train at least one step")
     return dict(zip(columns, table.T, strict=True))
 
 
 def plot_runs(
-    folders: Sequence[str | Path], output: str | Path | None = None, *, metrics: Iterable[str] | None = None, over: str = "upper_step"
+    folders: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    metrics: str | Iterable[str] | None = None,
+    over: str = "upper_step",
 ) -> Figure:
     """Curves of metrics, one panel a metric, all runs in each.
 
     A noisy metric is drawn thin, with its running mean on top.
 
     Args:
-        folders: of the runs.
+        folders: of the runs, or of one.
         output: where to write the picture (the suffix says how: ``.png``, ``.pdf``, ``.svg``); None writes nothing.
-        metrics: columns of ``metrics.csv``; by default the objective, and the gradient norm (of a search the lowest objective) or, where it was
+        metrics: columns of ``metrics.csv``, or one; by default the objective, and the gradient norm (of a search the lowest objective) or, where it was
             measured, the true return and the accuracies; what tasks with test sets or a known optimum report comes with the gradient norm.
         over: the horizontal axis: ``"upper_step"``, ``"env_steps"`` or another counter.
 
@@ -86,7 +93,7 @@ def plot_runs(
         MissingExtra: matplotlib is not installed.
         CheckpointError: a folder without metrics.
         UnknownName: a metric that none of the runs has.
-        InvalidProblem: ``output`` has another suffix, or cannot be written.
+        InvalidProblem: there is no folder; ``output`` has another suffix, or cannot be written.
         OutputExists: there is something else than a picture in its place.
     """
     if output is not None:
@@ -94,6 +101,10 @@ def plot_runs(
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
 
+    folders = [folders] if isinstance(folders, str | Path) else list(folders)
+    if not folders:
+        raise InvalidProblem("there is no folder of a run to draw: give one at least")
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     runs = [read_metrics(folder) for folder in folders]
     known = sorted({name for run in runs for name in run})
     chosen = _default_metrics(known) if metrics is None else list(metrics)

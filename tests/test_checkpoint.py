@@ -1,8 +1,11 @@
 """Checkpoints: whole nests as plain data, and files that are whole or not there."""
 
+import importlib
 import os
 import string
-from dataclasses import dataclass
+import sys
+import types
+from dataclasses import dataclass, is_dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -222,3 +225,15 @@ def test_tensors_of_an_accelerator_come_back_to_it() -> None:
     for packed in (tensor, generator):
         with pytest.raises(CheckpointError, match="which this machine does not have"):
             checkpoint.unpack(packed)
+
+
+def test_classes_that_others_have_made_are_not_built(monkeypatch):
+    """A file must not choose what is called: no package whose name begins like ours, and nothing that a module of ours has imported."""
+    stranger = types.ModuleType("bilevel_gym_of_somebody")
+    stranger.Own = dataclass(type("Own", (), {"__module__": stranger.__name__, "__annotations__": {"a": int}}))
+    monkeypatch.setitem(sys.modules, stranger.__name__, stranger)
+    with pytest.raises(CheckpointError, match="which is not of this package"):
+        checkpoint.unpack({"__class__": "bilevel_gym_of_somebody:Own", "fields": {"a": 1}})
+    assert is_dataclass(importlib.import_module("bilevel_gym.arguments").EnvSpec)
+    with pytest.raises(CheckpointError, match="not a class of plain fields"):
+        checkpoint.unpack({"__class__": "bilevel_gym.arguments:EnvSpec", "fields": {"id": "CartPole-v1"}})

@@ -196,6 +196,10 @@ def test_a_reset_that_fails_changes_nothing():
             troubled.reset(**options)
     troubled.solver = solver
     assert _same(*(next(run) for run in runs))
+    fresh = BilevelEnv(problems.quadratic(0), Interrupted(sweeps=3))
+    with pytest.raises(KeyboardInterrupt):
+        fresh.reset(seed=5)
+    assert fresh._np_random is None  # a reset without a seed must not go on in the stream of one that was not
 
 
 class Answering(SoftPolicyIteration):

@@ -243,6 +243,67 @@ def test_resets_that_fail_change_nothing():
     assert _same(straight.reset(seed=[None, 3]), troubled.reset(seed=[None, 3]))
 
 
+def test_every_episode_has_its_length():
+    """A count that is not begun anew would make every step after the first episode a reset, with reward 0 and nothing solved."""
+    envs = BilevelVectorEnv(gym.make("bilevel/RandomMDP-v0", states=3, dimension=2).unwrapped, 2, max_episode_steps=2)
+    envs.reset(seed=0)
+    seen = [envs.step(np.ones((2, 2))) for _ in range(7)]
+    assert [bool(truncated.all()) for _, _, _, truncated, _ in seen] == [False, True, False, False, True, False, False]
+    assert [bool((reward == 0).all()) for _, reward, *_ in seen] == [False, False, True, False, False, True, False]
+
+
+def test_each_member_has_a_queue_of_its_own():
+    """Members that shared a memory would train on the answers of another problem."""
+
+    def make():
+        return BilevelEnv(problems.preference_variant(0, pairs=8, capacity=16), SoftPolicyIteration())
+
+    envs = BilevelVectorEnv(make(), 3)
+    envs.reset(seed=5)
+    x = envs.x.numpy()
+    envs.step(x)
+    for i, member in enumerate(envs.members()):
+        alone = make()
+        alone.reset(seed=5 + i)
+        alone.step(x[i])
+        mine, expected = (one.memory.content for one in (member.evaluation, alone.evaluation))
+        assert torch.equal(mine.states, expected.states)
+        assert torch.equal(mine.outcome, expected.outcome)
+        again, beside = (one.oracle.evaluate(alone.x, alone.response).value for one in (member, alone))
+        assert torch.equal(again, beside)
+
+
+def test_a_step_that_fails_at_the_last_member_changes_no_draw():
+    """The members before it have drawn already: their streams must go back, or the next step is another one."""
+    envs = BilevelVectorEnv(sampled(), 3)
+    envs.reset(seed=0)
+    before, look = envs.get_state(), envs._look_at
+
+    def failing(i, x, response):
+        if i == 2:
+            raise KeyboardInterrupt
+        return look(i, x, response)
+
+    envs._look_at = failing
+    with pytest.raises(KeyboardInterrupt):
+        envs.step(envs.x.numpy())
+    assert _same(before, envs.get_state())
+
+
+def test_a_solver_draws_from_the_stream_of_solves():
+    """From that of what agents ask on the side, an estimate would change what the follower does."""
+    seen = []
+
+    class Drawing(SoftPolicyIteration):
+        def solve(self, *args, generator=None, **options):
+            seen.append(generator)
+            return super().solve(*args, generator=generator, **options)
+
+    envs = BilevelVectorEnv(BilevelEnv(problems.quadratic(0), Drawing()), 2)
+    envs.reset(seed=0)
+    assert seen[0] is envs.streams.generators[0]
+
+
 def test_a_solver_that_gives_a_policy_alone():
     """In a batch there is no response without V and Q, and an own solver must learn it in words."""
 

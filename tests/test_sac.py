@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -529,6 +530,12 @@ def test_refuses_what_does_not_fit() -> None:
     warm = SMALL.solve(problem, x, budget=Budget(steps=2), generator=seeded(1))
     with pytest.raises(UnsupportedProblem, match="warm start"):
         replace(SMALL, hidden=(9, 9)).solve(problem, x, warm=warm, generator=seeded(1))
-    for wrong in ({"steps": 0}, {"steps": 1, "num_envs": 2}, {"hidden": ()}, {"polyak": 0.0}, {"updates_per_step": -1.0}):
+    for wrong in ({"steps": 0}, {"steps": 1, "num_envs": 2}, {"polyak": 0.0}, {"updates_per_step": -1.0}, {"adam_epsilon": inf}):
         with pytest.raises(InvalidProblem):
             SAC(**wrong)
+    for name in ("learning_rate", "final_learning_rate", "updates_per_step"):
+        with pytest.raises(InvalidProblem, match=f"{name} is inf: it must be finite"):
+            SAC(**{name: inf})
+    for hidden in ((), 64, "64", (8.5,), (8, 0)):
+        with pytest.raises(InvalidProblem, match="at least one layer"):
+            SAC(hidden=hidden)  # type: ignore[arg-type]

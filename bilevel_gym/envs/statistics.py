@@ -46,7 +46,7 @@ def saturated(evaluation: Evaluation) -> bool:
     if share > MUCH:
         logging.getLogger(__name__).warning(
             "r_x is above .95 of its bound at %.0f %% of the follower's steps, where it hardly tells one from another and has hardly a "
-            "gradient: lower the agent's learning_rate, or the clip of its implicit part",
+            "gradient: take x nearer to zero, or lower the agent's learning_rate, or the clip of its implicit part",
             100.0 * share,
         )
     return share > MUCH

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -113,17 +115,24 @@ class OffPolicySolver(ABC):
                 raise InvalidProblem(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.steps < self.num_envs:
             raise InvalidProblem(f"a solve of {self.steps} steps is less than one step of {self.num_envs} environments")
-        if not self.hidden or min(self.hidden) < 1:
-            raise InvalidProblem(f"hidden is {self.hidden}: there must be at least one layer, of positive width")
+        hidden: Any = self.hidden
+        if (
+            not isinstance(hidden, tuple | list)
+            or not hidden
+            or not all(isinstance(width, Integral) and int(width) > 0 for width in hidden)
+        ):
+            raise InvalidProblem(f"hidden is {self.hidden!r}: there must be at least one layer, of positive width, such as (256, 256)")
         if self.steps // self.num_envs < self.update_every or self.learning_starts > self.capacity:
             raise InvalidProblem(
                 "it would never learn: a solve must be longer than update_every, and the replay must hold learning_starts transitions"
             )
         for name in ("learning_starts", "updates_per_step", "learning_rate", "final_learning_rate", "graph_updates"):
-            if not getattr(self, name) >= 0:
-                raise InvalidProblem(f"{name} is {getattr(self, name)}: it must not be negative")
-        if not 0.0 < self.polyak <= 1.0 or not self.adam_epsilon > 0.0:
-            raise InvalidProblem(f"polyak is {self.polyak} and adam_epsilon {self.adam_epsilon}: take 0 < polyak ≤ 1 and a positive ε")
+            if not 0 <= getattr(self, name) < inf:
+                raise InvalidProblem(f"{name} is {getattr(self, name)}: it must be finite and not negative")
+        if not 0.0 < self.polyak <= 1.0 or not 0.0 < self.adam_epsilon < inf:
+            raise InvalidProblem(
+                f"polyak is {self.polyak} and adam_epsilon {self.adam_epsilon}: take 0 < polyak ≤ 1 and a positive, finite ε"
+            )
         if self.anneal_steps is not None and self.anneal_steps < 1:
             raise InvalidProblem(f"anneal_steps is {self.anneal_steps}: it must be at least 1, or None for a constant learning rate")
 

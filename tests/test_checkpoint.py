@@ -237,3 +237,11 @@ def test_classes_that_others_have_made_are_not_built(monkeypatch):
     assert is_dataclass(importlib.import_module("bilevel_gym.arguments").EnvSpec)
     with pytest.raises(CheckpointError, match="not a class of plain fields"):
         checkpoint.unpack({"__class__": "bilevel_gym.arguments:EnvSpec", "fields": {"id": "CartPole-v1"}})
+
+
+@pytest.mark.parametrize("version", [checkpoint.VERSION - 1, checkpoint.VERSION + 1])
+def test_a_file_of_another_layout_is_refused(version, tmp_path):
+    """An older one is no more to be read than a newer one: its fields would be taken for others."""
+    torch.save({"version": version, "state": {}}, tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=f"layout version {version}, this package reads {checkpoint.VERSION}"):
+        checkpoint.load(tmp_path / "run.pt")

@@ -524,6 +524,9 @@ def test_a_table_that_ends():
     assert terminated == {"player_0": True, "player_1": True}
     assert truncated == {"player_0": False, "player_1": False}
     assert game.agents == []
+    last = multiagent.TabularGame(**{**GAME, "transition": np.zeros((1, 2, 2, 1))}, max_cycles=1)
+    last.reset(seed=0)
+    assert not any(last.step({"player_0": 0, "player_1": 0})[3].values())  # an end in the last cycle is an end
 
 
 @pytest.mark.parametrize(

@@ -208,3 +208,15 @@ def test_small_replays_stay_inside(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "run.pt", {"replay": checkpoint.pack(replay)})
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
     assert equal(window(reopened(tmp_path / "run.pt")), window(replay))
+
+
+def test_what_was_never_written_is_not_kept(tmp_path: Path) -> None:
+    """A young replay of a million places would fill every checkpoint with nothing; and one that lies in a list finds its file, too."""
+    replay = Replay(2, 1, 1000)
+    add(replay, 0, 4)
+    tables = [value for value in checkpoint.pack(replay)["fields"].values() if isinstance(value, torch.Tensor) and value.ndim]
+    assert tables
+    assert {len(table) for table in tables} == {4}
+    with checkpoint.beside(tmp_path / "run.pt", 0):
+        checkpoint.save(tmp_path / "run.pt", {"replays": checkpoint.pack([replay])})
+    assert equal(checkpoint.pack(checkpoint.unpack(checkpoint.load(tmp_path / "run.pt")["replays"])[0]), checkpoint.pack(replay))

@@ -120,6 +120,9 @@ def test_refuses_what_cannot_be() -> None:
         MLPReward(3, 2, slope=-0.1)
     with pytest.raises(InvalidProblem, match="action_low"):
         MLPReward(3, 2, action_low=torch.zeros(3))
+    wide = MLPReward(3, 2, action_low=torch.full((2,), -2.0))
+    with pytest.raises(InvalidProblem, match=r"\[\.\.\., 2\]"):
+        wide.along(wide.initial(torch.Generator()), torch.ones(5, 3), torch.ones(5, 1))
 
 
 @pytest.mark.parametrize(("rows", "hidden"), [(7, (3,)), (5000, (64, 80)), (300, ())])

@@ -295,3 +295,27 @@ def test_a_missing_argument_is_named_with_its_function():
     """What looks at the arguments of a function must not take its name out of Python's own message."""
     with pytest.raises(TypeError, match=r"check_hypergradient\(\) missing 1 required positional argument: 'estimator'"):
         check_hypergradient(problems.quadratic(0), np.zeros(2))
+
+
+class PolicyAlone:
+    """A solver that answers with a policy and nothing else."""
+
+    def start(self, problem):  # type: ignore[no-untyped-def]
+        """Where a solve begins."""
+        return SoftPolicyIteration().start(problem)
+
+    def solve(self, problem, x, warm=None, budget=None, generator=None):  # type: ignore[no-untyped-def]
+        """The answer of another solver, without its values."""
+        return replace(SoftPolicyIteration().solve(problem, x), value=None, q=None, factor=None)
+
+
+@pytest.mark.parametrize("recipe", [agents.exact, agents.m_sobirl, agents.pbrl, agents.parl, partial(agents.pbrl, kind="bellman")])
+def test_an_estimator_that_needs_values_says_so(recipe):
+    """An own solver may give a policy alone; what reads V or Q must say so, and not fail at an attribute of None."""
+    env = gym.make("bilevel/RandomMDP-v0", states=4, actions=2, solver=PolicyAlone())
+    env.reset(seed=0)
+    before = env.unwrapped.x.clone()
+    with pytest.raises(UnsupportedProblem, match=r"fill Response\.(value|q), or choose agents\.zero_order"):
+        recipe(env).act()
+    assert torch.equal(env.unwrapped.x, before)
+    agents.zero_order(env).learn(2)

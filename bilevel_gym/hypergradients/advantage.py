@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.fit import not_explicit, refusal
+from bilevel_gym.hypergradients.fit import not_explicit, refusal, values_of
 from bilevel_gym.numerics import adjoint, draw_horizons
 from bilevel_gym.types import (
     AdvantageObjective,
@@ -112,16 +112,15 @@ class AdvantageWeighted:
 
     def _from_tables(self, oracle: Oracle, x: Tensor, response: Response) -> tuple[Tensor, Tensor]:
         problem, policy = oracle.problem, response.policy
-        assert response.value is not None
         advantage, visits = problem.objective.advantage(problem, x, policy)
         # Σ_a π A_upper = 0, so ∂V* drops out of the sum, and what remains is a cotangent on Q*.
         scores = visits.unsqueeze(-1) * policy * advantage / problem.regularizer.temperature
-        implicit = problem.backup_vjp(x, response.value, adjoint(problem.at(x), policy, scores, response.factor))
+        implicit = problem.backup_vjp(x, values_of(response), adjoint(problem.at(x), policy, scores, response.factor))
         return problem.objective.gradient(problem, x, policy)[0], implicit
 
     def _from_samples(self, oracle: Oracle, x: Tensor, response: Response) -> tuple[Tensor, Tensor]:
         problem, policy, generator = oracle.problem, response.policy, oracle.generator
-        assert response.value is not None
+        value = values_of(response)
         upper = problem.objective.at(problem, x)
         played = oracle.rollout(policy, trajectories=self.trajectories, steps=problem.objective.horizon or _length(upper.discount))
         counts = _powers(upper.discount, played) * played.alive
@@ -141,7 +140,7 @@ class AdvantageWeighted:
             length = draw_horizons(len(row), discount, generator)
             on = oracle.branch(policy, Places(played, row, time), steps=length, given=given)
             scores += _table(sign * weight * _powers(discount**0.5, on) * on.alive, on, policy)
-        return direct, problem.backup_vjp(x, response.value, scores)
+        return direct, problem.backup_vjp(x, value, scores)
 
 
 def _length(discount: float) -> int:

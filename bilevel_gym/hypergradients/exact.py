@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bilevel_gym.hypergradients.fit import not_explicit, refusal
+from bilevel_gym.hypergradients.fit import not_explicit, refusal, values_of
 from bilevel_gym.numerics import adjoint
 from bilevel_gym.types import Evaluation, Hypergradient, Oracle, Problem, Response
 
@@ -36,9 +36,9 @@ class Exact:
     def __call__(self, oracle: Oracle, x: Tensor, response: Response, evaluation: Evaluation, state: None) -> tuple[Hypergradient, None]:
         """∇φ(x) at a response: x [B, D] → [B, D]."""
         problem = oracle.problem
-        assert response.value is not None
+        value = values_of(response)
         direct, h = problem.objective.gradient(problem, x, response.policy)
         cotangent = problem.regularizer.hessian_product(response.policy, h) / problem.regularizer.temperature
         z = adjoint(problem.at(x), response.policy, cotangent, response.factor)
-        implicit = problem.backup_vjp(x, response.value, z)
+        implicit = problem.backup_vjp(x, value, z)
         return Hypergradient(direct + implicit, direct, implicit), None

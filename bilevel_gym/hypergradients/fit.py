@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from bilevel_gym.errors import UnsupportedProblem
 from bilevel_gym.regularizers import Shannon
-from bilevel_gym.types import SampledObjective, TabularObjective
+from bilevel_gym.types import Response, SampledObjective, TabularObjective
 
 __all__ = [
+    "action_values_of",
     "not_a_function",
     "not_a_regulator",
     "not_evaluated",
@@ -17,10 +21,13 @@ __all__ = [
     "not_sampled",
     "not_softmax",
     "refusal",
+    "values_of",
 ]
 
 Condition = Callable[[Any], str | None]
 """None where a problem meets it, else the reason why not."""
+
+LACKING = "the solver's response is without {0}, which this estimator needs: fill Response.{1}, or choose agents.zero_order, which needs the policy alone"
 
 
 def not_explicit(problem: Any) -> str | None:
@@ -112,3 +119,25 @@ def refusal(reason: str | None, problem: Any) -> str | None:
     return next(
         (f"{reason}; use {name} (agents.{agent})" for name, (agent, condition) in _FITTING.items() if condition(problem) is None), reason
     )
+
+
+def values_of(response: Response) -> Tensor:
+    """V of a response: [B, S].
+
+    Raises:
+        UnsupportedProblem: its solver gives none.
+    """
+    if response.value is None:
+        raise UnsupportedProblem(LACKING.format("V", "value"))
+    return response.value
+
+
+def action_values_of(response: Response) -> Tensor:
+    """Q of a response: [B, S, A].
+
+    Raises:
+        UnsupportedProblem: its solver gives none.
+    """
+    if response.q is None:
+        raise UnsupportedProblem(LACKING.format("Q", "q"))
+    return response.q

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.fit import not_explicit, refusal
+from bilevel_gym.hypergradients.fit import not_explicit, refusal, values_of
 from bilevel_gym.numerics import as_table, backup, expect_next, push_forward, staying
 from bilevel_gym.types import MDP, Evaluation, Hypergradient, Oracle, Problem, Response
 
@@ -78,20 +78,18 @@ class Implicit:
             InvalidProblem: w is of another batch than the values.
         """
         problem = oracle.problem
-        assert response.value is not None
+        value = values_of(response)
         try:
-            state = state.expand_as(response.value)
+            state = state.expand_as(value)
         except RuntimeError as error:
-            raise InvalidProblem(
-                f"initial has shape {tuple(state.shape)}: w is {list(response.value.shape)} here, as the values are"
-            ) from error
+            raise InvalidProblem(f"initial has shape {tuple(state.shape)}: w is {list(value.shape)} here, as the values are") from error
         tau = problem.regularizer.temperature
         mdp = problem.at(x)
         direct, h = problem.objective.gradient(problem, x, response.policy)
         weighted = response.policy * h
         w = self._descend(mdp, response.policy, weighted, state)
-        weights = problem.regularizer.policy(backup(mdp, response.value))
-        implicit = problem.backup_vjp(x, response.value, (weighted - weights * w.unsqueeze(-1)) / tau)
+        weights = problem.regularizer.policy(backup(mdp, value))
+        implicit = problem.backup_vjp(x, value, (weighted - weights * w.unsqueeze(-1)) / tau)
         return Hypergradient(direct + implicit, direct, implicit), w
 
     def _descend(self, mdp: MDP, policy: Tensor, weighted: Tensor, w: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.fit import not_softmax, refusal
+from bilevel_gym.hypergradients.fit import action_values_of, not_softmax, refusal, values_of
 from bilevel_gym.numerics import ArrayLike, adjoint, as_table, backup, factorize, policy_value, solve_transposed
 from bilevel_gym.types import MDP, Evaluation, Factor, Hypergradient, Oracle, Problem, Response
 
@@ -132,14 +132,13 @@ class Penalty:
 
         ``stats`` has f(x, π) and f(x, π̂), p(x, π) and λ; means over a batch.
         """
-        assert response.q is not None
-        problem = oracle.problem
+        q, problem = action_values_of(response), oracle.problem
         regularizer, objective, tau = problem.regularizer, problem.objective, problem.regularizer.temperature
         distribution, contexts = self._distribution(problem), problem.world.context_weights
         weights = distribution if contexts is None else contexts.unsqueeze(-1) * distribution
         setting = _Setting(problem, x, problem.at(x), response, weights)
         scale = self.penalty * (1.0 + self.growth * state.updates)
-        theta = response.q / tau if state.logits is None else state.logits
+        theta = q / tau if state.logits is None else state.logits
         for _ in range(self.policy_steps):
             policy = regularizer.policy(tau * theta)
             _, h = objective.gradient(problem, x, policy)
@@ -176,12 +175,11 @@ def _value_penalty(setting: _Setting, policy: Tensor) -> tuple[Tensor, Tensor]:
 def _bellman_penalty(setting: _Setting, policy: Tensor) -> tuple[Tensor, Tensor]:
     """V*_s − ⟨π_s, Q*_s⟩ + τΩ(π_s) [B, S], and the gradient of its sum under ν in x [B, D]."""
     problem, response, regularizer = setting.problem, setting.response, setting.problem.regularizer
-    assert response.value is not None
-    assert response.q is not None
-    lost = regularizer.conjugate(response.q) - (policy * response.q).sum(-1) + regularizer.penalty(policy)
+    value, q = values_of(response), action_values_of(response)
+    lost = regularizer.conjugate(q) - (policy * q).sum(-1) + regularizer.penalty(policy)
     cotangent = setting.weights.unsqueeze(-1) * (response.policy - policy)
     z = adjoint(setting.mdp, response.policy, cotangent, response.factor)
-    return lost, problem.backup_vjp(setting.x, response.value, z)
+    return lost, problem.backup_vjp(setting.x, value, z)
 
 
 def _play(setting: _Setting, policy: Tensor, factor: Factor | None = None) -> tuple[Tensor, Tensor]:
@@ -196,5 +194,4 @@ def _pull(kind: Kind, setting: _Setting, policy: Tensor) -> tuple[Tensor, Tensor
     if kind == "value":
         value, visits = _play(setting, policy)
         return visits, backup(setting.mdp, value)
-    assert setting.response.q is not None
-    return setting.weights, setting.response.q
+    return setting.weights, action_values_of(setting.response)

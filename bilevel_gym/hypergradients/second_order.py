@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bilevel_gym.errors import InvalidProblem
-from bilevel_gym.hypergradients.fit import not_softmax, refusal
+from bilevel_gym.hypergradients.fit import action_values_of, not_softmax, refusal
 from bilevel_gym.hypergradients.penalty import over_states
 from bilevel_gym.numerics import ArrayLike, backup, conjugate_gradient, expect_next, factorize, policy_value, push_forward, solve_transposed
 from bilevel_gym.types import MDP, Evaluation, Factor, Hypergradient, Oracle, Problem, Response
@@ -72,9 +72,8 @@ class SecondOrder:
         ``stats`` has, of the worst system in a batch: ``cg_residual`` ‖∇_θf − (−∇²J + δI)v‖/‖∇_θf‖, ``cg_residual_undamped`` the same
         with δ = 0, ``cg_iterations``, and ``cg_curvature``, the smallest pᵀ(−∇²J)p/‖p‖² of the directions tried.
         """
-        assert response.q is not None
         problem = oracle.problem
-        point = _at(problem, x, response.q, over_states(problem, self.distribution))
+        point = _at(problem, x, action_values_of(response), over_states(problem, self.distribution))
         direct, h = problem.objective.gradient(problem, x, point.policy)
         right = problem.regularizer.hessian_product(point.policy, h)
         solved = conjugate_gradient(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_gym.hypergradients.critics import Critic
+from bilevel_gym.hypergradients.fit import values_of
 from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.numerics import adjoint, draw_horizons, gradients, rewards_of
 from bilevel_gym.preferences import window_sum
@@ -96,12 +97,11 @@ def spread(weight: Tensor, fresh: Samples, window: Window) -> Tensor:
 def resolvent(at: Point, fresh: Samples, visits: Tensor) -> Tensor:
     """Σ visits · ∇(Q* − V*) by one adjoint solve: the cotangent on Q is n − π Σ_a n, n the weighted visits of each (s, a)."""
     response, played, policy = at.response, fresh.trajectories, at.response.policy
-    assert response.value is not None
     cell = (played.states * policy.shape[-1] + played.actions).flatten()
     table = torch.zeros(policy.numel(), dtype=visits.dtype, device=visits.device).index_add_(0, cell, visits.flatten()).view(policy.shape)
     cotangent = table - policy * table.sum(-1, keepdim=True)
     z = adjoint(at.problem.at(at.x), policy, cotangent, response.factor)
-    return at.problem.backup_vjp(at.x, response.value, z)
+    return at.problem.backup_vjp(at.x, values_of(response), z)
 
 
 def one_step(at: Point, fresh: Samples, visits: Tensor, action_samples: int) -> Tensor:

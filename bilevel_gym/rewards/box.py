@@ -29,7 +29,7 @@ class Box:
         if dimension < 1:
             raise InvalidProblem("x has dimension 0: there is nothing to choose; give at least one parameter")
         if not 0.0 < bound < float("inf"):
-            raise InvalidProblem(f"bound is {bound}: the box of x must be finite, such as 10")
+            raise InvalidProblem(f"bound is {bound}: it must be positive and finite, such as 10")
         if not 0.0 < spread < float("inf"):
             raise InvalidProblem(f"spread is {spread}: it must be positive and finite, such as 1")
         self.dimension = dimension

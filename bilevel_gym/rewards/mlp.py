@@ -114,6 +114,8 @@ class MLPReward(NetworkReward):
         return self._outputs(x, self._inputs(x, states, actions))
 
     def _inputs(self, x: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        if actions.shape[-1:] != (self.action_size,):
+            raise InvalidProblem(f"actions have shape {tuple(actions.shape)}: they must be [..., {self.action_size}]")
         scaled = torch.addcmul(self._offset, actions, self._slope) if self._moves else actions
         return torch.cat([self._observed(x, states), scaled.to(x.dtype)], -1)
 

@@ -25,6 +25,7 @@ from bilevel_gym.hypergradients import (
     Penalty,
     RandomizedTruncation,
     RidgeCritic,
+    SampledPenalty,
     ScoreFunction,
     SecondOrder,
     TableCritic,
@@ -319,3 +320,23 @@ def test_an_estimator_that_needs_values_says_so(recipe):
         recipe(env).act()
     assert torch.equal(env.unwrapped.x, before)
     agents.zero_order(env).learn(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "wrong"),
+    [
+        (ScoreFunction, "clip", "tight"),
+        (ScoreFunction, "batch", 0.5),
+        (ScoreFunction, "stale", 1),
+        (SampledPenalty, "penalty", "1"),
+        (SampledPenalty, "batch", 6.4),
+        (partial(Momentum, ScoreFunction()), "clip", None),
+        (Penalty, "policy_steps", 1.5),
+    ],
+)
+def test_numbers_of_estimators(make, name, wrong):
+    """Without it text on the command line would end in an error of Python's comparison, and half a batch in one of torch's, after a solve."""
+    with pytest.raises(InvalidProblem, match=f"{name} is {wrong!r}: it must be"):
+        make(**{name: wrong})
+    with pytest.raises(InvalidProblem, match="clip be above 0"):
+        ScoreFunction(clip=0)

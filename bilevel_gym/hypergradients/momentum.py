@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.importance import Importance
 from bilevel_gym.types import Estimator, Evaluation, Hypergradient, Oracle, Problem, Response
@@ -77,6 +78,7 @@ class Momentum:
     power: float = 2.0 / 3.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.correction not in ("none", "importance"):
             raise InvalidProblem(f"correction is {self.correction!r}: choose 'none' or 'importance'")
         if not (self.clip >= 1.0 and self.scale > 0.0 and self.power >= 0.0):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.charged_reward import ChargedReward
 from bilevel_gym.hypergradients.critics import Critic, RidgeCritic
@@ -101,6 +102,7 @@ class SampledPenalty:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0.0 < self.penalty < float("inf") or not self.growth >= 0.0:
             raise InvalidProblem(f"penalty is {self.penalty} and growth {self.growth}: λ is positive and finite, growth not negative")
         if min(self.batch, self.action_samples, self.history) < 1 or (self.clip is not None and not self.clip > 0):

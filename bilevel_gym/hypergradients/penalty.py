@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem
 from bilevel_gym.hypergradients.fit import action_values_of, not_softmax, refusal, values_of
 from bilevel_gym.numerics import ArrayLike, adjoint, as_table, backup, factorize, policy_value, solve_transposed
@@ -105,6 +106,7 @@ class Penalty:
     distribution: ArrayLike | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.kind not in ("value", "bellman"):
             raise InvalidProblem(f"kind is {self.kind!r}: choose 'value' or 'bellman'")
         if not (0.0 < self.penalty < float("inf") and 0.0 < self.policy_learning_rate < float("inf")):

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bilevel_gym.arguments import check_numbers
 from bilevel_gym.errors import InvalidProblem, UnsupportedProblem
 from bilevel_gym.hypergradients.critics import Critic, RidgeCritic, TableCritic
 from bilevel_gym.hypergradients.fit import not_on_policy, not_sampled, refusal
@@ -125,6 +126,7 @@ class ScoreFunction:
     weighting: Weighting = "loss"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.sensitivity not in ("exact", "one_step", "rollout", "critic", None) or self.window not in ("reset", "frozen"):
             raise InvalidProblem(
                 f"sensitivity {self.sensitivity!r} must be 'exact', 'one_step', 'rollout', 'critic' or None, window {self.window!r} 'reset' or 'frozen'"
@@ -134,7 +136,9 @@ class ScoreFunction:
         if min(self.action_samples, self.history, *(1 if count is None else count for count in (self.batch, self.branches))) < 1:
             raise InvalidProblem("batch, action_samples, branches and history must be positive")
         if self.delay < 0 or (self.clip is not None and not self.clip > 0):
-            raise InvalidProblem(f"delay is {self.delay} and clip {self.clip}: they must not be negative; clip=None does not clip")
+            raise InvalidProblem(
+                f"delay is {self.delay} and clip {self.clip}: delay must not be negative, and clip be above 0; clip=None does not clip"
+            )
         if self.stale and (self.batch is None or self.learns or self.sensitivity not in ("exact", "one_step")):
             raise InvalidProblem(
                 "stale scores are those of a batch out of the queue: give a batch, sensitivity 'one_step' or 'exact', and no other weighting than 'loss'"

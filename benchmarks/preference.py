@@ -94,7 +94,7 @@ class Arm:
 
 ARMS = {
     "sobirl": Arm("sobirl", {"sensitivity": "critic"}),
-    "sobirl-clip-0.1": Arm("sobirl", {"sensitivity": "critic", "clip": 0.1}),
+    "sobirl-tight-clip": Arm("sobirl", {"sensitivity": "critic", "clip": 0.1}),
     "sobirl-one-step": Arm("sobirl", {"sensitivity": "one_step"}),
     "drlhf": Arm("drlhf"),
     "hpgd": Arm("hpgd"),

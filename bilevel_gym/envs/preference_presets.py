@@ -130,7 +130,7 @@ FLAT: dict[str, Preset] = {
 PIXELS: dict[str, Preset] = {
     "default": Preset(
         horizon=1000,
-        temperature=0.02,
+        temperature=0.1,
         reward_hidden=(64,),
         teacher=_SAME,
         discrete=DiscreteSAC(**_ATARI, num_envs=4),

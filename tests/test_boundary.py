@@ -127,3 +127,10 @@ def test_reset_options() -> None:
     ):
         with pytest.raises(InvalidProblem, match=words):
             read_options(options, seeded=seeded, begun=begun)
+
+
+@pytest.mark.parametrize("keep", [1, "yes", np.array([])])
+def test_keep_is_true_or_false(keep: object) -> None:
+    """An array in its place would end in NumPy's own error, and a text would mean yes whatever it says."""
+    with pytest.raises(InvalidProblem, match="keep is"):
+        read_options({"keep": keep}, seeded=False, begun=True)

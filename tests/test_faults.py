@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 import signal
@@ -52,8 +53,9 @@ def forked(body: Callable[[], None]) -> int:
 
 def train(folder: Path, steps: int, **options: Any) -> None:
     """Go on with a run, or begin it, with a checkpoint after each step and every replay in a file."""
-    assert Checkpointer.__init__.__kwdefaults__ is not None
-    Checkpointer.__init__.__kwdefaults__["large"] = 0
+    defaults = inspect.unwrap(Checkpointer.__init__).__kwdefaults__
+    assert defaults is not None
+    defaults["large"] = 0
     run = Run.load(folder) if (folder / "checkpoint.pt").exists() else Run.create(DEEP, folder)
     run.train(steps, checkpoint_every=1, **options)
 

@@ -112,7 +112,10 @@ def read_options(options: Mapping[str, Any] | None, *, seeded: bool, begun: bool
     options = options or {}
     if unknown := set(options) - {"x", "keep"}:
         raise InvalidProblem(f"unknown reset options {sorted(unknown)}: use 'x' and 'keep'")
-    keep = bool(options.get("keep"))
+    keep = options.get("keep", False)
+    if not isinstance(keep, bool | np.bool_):
+        raise InvalidProblem(f"keep is {keep!r}: it is True, to go on with the instance and x that there are, or False")
+    keep = bool(keep)
     if keep and seeded:
         raise InvalidProblem("reset(seed=…) starts anew and 'keep' goes on: give one of them")
     if keep and not begun:
